@@ -1,0 +1,56 @@
+# `make demo` and `make test` do everything on a fresh machine: they make .venv and install what they need, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -q
+
+# Tests and the demo must not depend on a network, or on how many cores a machine happens to have.
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo smoke test test-slow test-dist test-gpu quality style clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vlmkit needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing vlmkit and what it needs into $(VENV) (once; torch is large) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,track]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Pretrain, probe, train nine VLMs, evaluate, draw the frontier (about 12 minutes on 2 cores)
+	@sh recipes/demo.sh $(BIN)/vlmkit runs/demo
+
+smoke: $(INSTALLED)  ## One minute through all four commands
+	@sh recipes/smoke.sh $(BIN)/vlmkit build/smoke
+
+test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not slow and not dist and not gpu'
+
+test-slow: $(INSTALLED)  ## Tests that take longer
+	@$(PYTEST) -m slow
+
+test-dist: $(INSTALLED)  ## Tests that start several processes
+	@OMP_NUM_THREADS=1 $(PYTEST) -m dist
+
+test-gpu: $(INSTALLED)  ## Tests that need an NVIDIA GPU
+	@$(PYTEST) -m gpu
+
+quality: $(INSTALLED)  ## Lint, types, formatting, generated docs: checks only
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m typer vlmkit.cli.app utils docs --name vlmkit | diff -q - docs/cli.md > /dev/null || { echo "docs/cli.md is out of date: run make style"; exit 1; }
+
+style: $(INSTALLED)  ## Format the code and write the generated docs
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python -m typer vlmkit.cli.app utils docs --name vlmkit --output docs/cli.md
+
+clean:  ## Remove what the other targets made, except runs
+	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,74 @@
+"""The registry's facts against the libraries that build the models."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmkit import registry
+from vlmkit.errors import UserError
+
+ONE_OF_EACH_KIND = ["tiny", "qwen1.5-0.5b", "qwen1.5-7b", "qwen1.5-32b", "qwen2.5-7b", "vicuna-13b", "llama3.2-1b"]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_parameter_counts_are_those_of_the_real_model(name: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    facts = registry.llm(name)
+    config = AutoConfig.for_model(
+        facts.architecture,
+        hidden_size=facts.hidden_size,
+        intermediate_size=facts.intermediate_size,
+        num_hidden_layers=facts.num_layers,
+        num_attention_heads=facts.num_heads,
+        num_key_value_heads=facts.num_kv_heads,
+        head_dim=facts.head_dim,
+        vocab_size=facts.vocab_size,
+        tie_word_embeddings=facts.tied_embeddings,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embeddings = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    total = sum(p.numel() for p in model.parameters())
+    assert facts.num_params == total
+    assert facts.num_params_non_embedding == total - sum(embeddings.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("qwen1.5-0.5b", 463_987_712), ("qwen1.5-1.8b", 1_836_828_672), ("vicuna-7b", 6_738_415_616)],
+)
+def test_parameter_counts_are_the_published_ones(name: str, published: int) -> None:
+    assert registry.llm(name).num_params == published
+
+
+@pytest.mark.parametrize("name", ["ViT-mini-8-64", "ViT-B-16"])
+def test_tower_parameter_counts_are_those_of_open_clip(name: str) -> None:
+    from open_clip.transformer import VisionTransformer
+
+    facts = registry.vision_tower(name)
+    tower = VisionTransformer(
+        facts.image_size, facts.patch_size, facts.width, facts.layers, facts.heads, facts.mlp_ratio, pool_type="avg"
+    )
+    tower.proj = None
+    assert facts.num_params == sum(p.numel() for p in tower.parameters())
+
+
+def test_aliases_and_case() -> None:
+    assert registry.llm("7B").name == "qwen1.5-7b"
+    assert registry.vision_tower("vit-b-16").width == 768
+    assert registry.is_llm("14b") and not registry.is_llm("some/hub-id")
+
+
+def test_unknown_names_point_to_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"qwen2\.5-7b"):
+        registry.llm("qwen25-7b")
+    with pytest.raises(UserError, match="avgpool"):
+        registry.compressor("avg-pool")
+
+
+def test_every_kind_of_model_has_an_entry_that_needs_no_download() -> None:
+    assert any(facts.embedded for facts in registry.LLMS.values())
+    sizes = [registry.llm(name).num_params_non_embedding for name in ("nano", "micro", "tiny", "small")]
+    assert sizes == sorted(sizes) and sizes[0] > 20_000

@@ -1,0 +1,209 @@
+"""The typed recipe tree: every setting of every command, with its default, unit and meaning. No torch.
+
+Reading, overriding and comparing recipes is in :mod:`vlmkit.recipe`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEFAULT_TOWER_RUN = "runs/superclass"
+"""Where ``vlmkit pretrain-superclass`` leaves its backbone, and where ``vlmkit train-vlm`` looks for one."""
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: unknown keys and wrong types are errors, values are fixed once resolved."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def to_yaml(self) -> str:
+        """The section as YAML, every key written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class OptimConfig(Section):
+    """AdamW, its learning-rate schedule and clipping."""
+
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW betas.")
+    eps: float = Field(1e-6, gt=0, description="AdamW epsilon.")
+    weight_decay: float = Field(0.2, ge=0, description="Decoupled weight decay of matrices; norms and biases get none.")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="Shape after warm-up: cosine to the floor, warm-up/stable/decay, or constant."
+    )
+    warmup: float = Field(0.03, ge=0, description="Warm-up: steps if 1 or more, a fraction of all steps below 1.")
+    decay_fraction: Fraction = Field(0.2, description="Last part of a wsd schedule, with a linear fall.")
+    min_lr_ratio: Fraction = Field(0.0, description="Floor of the schedule as a fraction of the peak rate.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Global gradient-norm limit; null turns clipping off.")
+    lr_multipliers: dict[str, float] = Field(
+        default_factory=dict, description="Learning rate of a named part (projector, llm, ...) relative to lr."
+    )
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved and how many of the saved states are kept."""
+
+    every_steps: Positive = Field(200, description="Optimizer steps between checkpoints; the last is always saved.")
+    keep: Positive = Field(2, description="Number of newest checkpoints kept.")
+    asynchronous: bool = Field(True, description="Write in the background while training goes on.")
+
+
+class LogConfig(Section):
+    """What is recorded along the way; nothing here changes the result."""
+
+    every_steps: Positive = Field(10, description="Optimizer steps between lines of metrics.jsonl.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events (extra `track`).")
+
+
+class TrainConfig(Section):
+    """The training loop: length, batch, precision, parallelism, cadence. Exactly one of steps, samples, epochs."""
+
+    steps: Positive | None = Field(None, description="Length in optimizer steps.")
+    samples: Positive | None = Field(None, description="Length in samples seen.")
+    epochs: float | None = Field(None, gt=0, description="Length in passes over the training data.")
+    global_batch_size: Positive = Field(256, description="Samples of one optimizer step, over all ranks.")
+    micro_batch_size: Positive | None = Field(
+        None, description="Samples of one forward pass on one rank; null: the whole share of the rank."
+    )
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: fp32 master weights, bf16 compute.")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="How ranks share the model: replicas or shards.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
+    num_workers: int = Field(0, ge=0, description="Loader processes of each rank.")
+    eval_every_steps: Positive | None = Field(None, description="Steps between held-out evaluations; null: at the end.")
+    eval_samples: Positive = Field(2048, description="Held-out samples of one evaluation, at most.")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        given = [name for name in ("steps", "samples", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of steps, samples, epochs (got {', '.join(given) or 'none'})")
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+    def total_steps(self, num_samples: int) -> int:
+        """Optimizer steps of the run over a source of ``num_samples`` samples; at least one."""
+        if self.steps is not None:
+            return self.steps
+        samples = self.samples if self.samples is not None else self.epochs * num_samples  # type: ignore[operator]
+        return max(1, int(samples) // self.global_batch_size)
+
+
+class TowerConfig(Section):
+    """The vision tower: a registry name, or (where one is read) a run directory."""
+
+    name: str = Field("ViT-mini-8-64", description="Registry name, run directory, or open_clip model name.")
+    image_size: Positive | None = Field(None, description="Input side in pixels; null: the tower's own.")
+
+
+class AugmentConfig(Section):
+    """Training-time image augmentation, drawn from (seed, index, epoch)."""
+
+    crop_scale: tuple[float, float] = Field(
+        (0.9, 1.0), description="Area range of the random resized crop; [1, 1]: off."
+    )
+    flip: Fraction = Field(0.0, description="Probability of a horizontal flip (0 where captions name left and right).")
+
+
+class DataConfig(Section):
+    """Where samples come from. A source is written KIND:WHERE, e.g. miniworld:train, wds:shards/*.tar, llava:a.json."""
+
+    train: str = Field("miniworld:train?scenes=16000", description="Training source.")
+    val: str | None = Field("miniworld:val", description="Held-out source; null: none.")
+    max_bad_fraction: Fraction = Field(0.01, description="Refuse to go on when more of the samples cannot be read.")
+
+
+class LabelConfig(Section):
+    """Captions as bags of tokens, and their weights (SuperClass, section 3)."""
+
+    context_length: Positive = Field(77, description="Caption tokens read, special ids included.")
+    idf: Literal["running", "none"] = Field("running", description="Inverse document frequency, counted as data pass.")
+
+
+class PretrainRecipe(Section):
+    """``vlmkit pretrain-superclass``: captions in, a vision tower out."""
+
+    command: Literal["pretrain-superclass"] = "pretrain-superclass"
+    seed: int = 0
+    tower: TowerConfig = TowerConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    labels: LabelConfig = LabelConfig()
+    train: TrainConfig = TrainConfig(
+        samples=100_000,
+        global_batch_size=128,
+        optim=OptimConfig(lr=2e-3, weight_decay=0.02),
+    )
+
+
+class LLMConfig(Section):
+    """The language model: a registry name or alias, a hub id, or a local directory in hub layout."""
+
+    name: str = Field("tiny", description="Registry name, alias such as 7b, hub id, local directory or VLM run.")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained",
+        description="random: the true shape with fresh weights, to measure with.",
+    )
+
+
+class CompressorConfig(Section):
+    """How the patch grid becomes visual tokens."""
+
+    name: Literal["avgpool", "quecc"] = Field("avgpool", description="Registry name of the compressor.")
+    num_visual_tokens: Positive = Field(16, description="Visual tokens the language model sees; must tile the grid.")
+
+
+class VLMRecipe(Section):
+    """``vlmkit train-vlm``: a vision tower and an LLM joined through a compressor, in stages align and finetune."""
+
+    command: Literal["train-vlm"] = "train-vlm"
+    seed: int = 0
+    stage: Literal["align", "finetune", "both"] = Field(
+        "both", description="Stages to run; both: first align, then finetune."
+    )
+    init: str | None = Field(None, description="VLM run to start from, e.g. the align run of a finetune stage.")
+    vision_tower: TowerConfig = TowerConfig(name=DEFAULT_TOWER_RUN)
+    llm: LLMConfig = LLMConfig()
+    compressor: CompressorConfig = CompressorConfig()
+    data: DataConfig = DataConfig(val="miniworld:val?scenes=500")
+    align_data: DataConfig | None = Field(None, description="Data of the align stage; null: the same as data.")
+    max_length: Positive = Field(512, description="Tokens of a packed row, visual tokens included.")
+    feature_cache: bool = Field(True, description="Run the frozen tower once and keep its features on disk.")
+    cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
+    align: TrainConfig = TrainConfig(
+        steps=100, global_batch_size=64, optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    )
+    finetune: TrainConfig = TrainConfig(
+        steps=700, global_batch_size=64, optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    )
+
+
+class SweepRecipe(Section):
+    """``vlmkit sweep``: one VLM recipe, and lists whose product becomes its runs."""
+
+    command: Literal["sweep"] = "sweep"
+    base: VLMRecipe = VLMRecipe()
+    llms: list[str] = Field(min_length=1, description="Language models, by name.")
+    tokens: list[Positive] = Field(min_length=1, description="Visual token counts.")
+    compressors: list[str] = Field(["avgpool"], min_length=1, description="Compressors, by name.")
+    seeds: list[int] = Field([0], min_length=1, description="Seeds.")
+    lr: dict[str, float] = Field(default_factory=dict, description="Peak rate by language model, where it must differ.")
+
+
+RECIPES: dict[str, type[Section]] = {
+    "pretrain-superclass": PretrainRecipe,
+    "train-vlm": VLMRecipe,
+    "sweep": SweepRecipe,
+}
+"""The recipe of each command that takes one."""

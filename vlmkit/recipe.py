@@ -1,0 +1,167 @@
+"""Recipes as files and overrides: defaults, then a YAML recipe, then ``--set a.b=c`` and the named flags.
+
+A recipe is resolved once, written into the run directory and compared on resume. Every key is known: a typo is an
+error that names the nearest key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from vlmkit.config import RECIPES, Section
+from vlmkit.errors import UserError
+
+RESUME_MAY_DIFFER = {"log", "checkpoint", "num_workers", "steps", "samples", "epochs", "eval_every_steps"}
+"""Keys that may change between a run and its resumption: none of them changes what is computed at a step."""
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from ``path``; a UserError says what is wrong with the file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no recipe {path}; `ls recipes` shows those that ship with vlmkit.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The recipe {path} cannot be read ({reason}); mend the file.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"The recipe {path} is not a mapping of keys to values; see recipes/ for examples.")
+    return raw
+
+
+def load_recipe(command: str, path: Path | None, overrides: Mapping[str, Any]) -> Section:
+    """Resolve a recipe: defaults, then the YAML file at ``path``, then ``overrides`` (dotted keys, later ones win)."""
+    raw = load_yaml(path) if path else {}
+    if raw.get("command", command) != command:
+        raise UserError(f"{path} is a recipe for `vlmkit {raw['command']}`, not for `vlmkit {command}`.")
+    for key, value in overrides.items():
+        _assign(raw, key, value)
+    return parse_recipe(command, raw, origin=str(path) if path else "the command line")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``a.b=c`` of ``--set`` as (dotted key, YAML value)."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {text} has no `=`; write it as --set train.optim.lr=1e-3.")
+    try:
+        return key.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text} is not valid YAML after the `=`; quote the value.") from error
+
+
+def parse_recipe(command: str, raw: Mapping[str, Any], origin: str) -> Section:
+    """Validate ``raw`` as the recipe of ``command``; a UserError names each wrong key with its nearest known one."""
+    model = RECIPES[command]
+    try:
+        return model.model_validate(_keep_defaults(model, _numbers(raw)))
+    except ValidationError as error:
+        reasons = "; ".join(_explain(model, item) for item in error.errors())
+        raise UserError(f"The recipe ({origin}) is not valid: {reasons}.") from error
+
+
+def resume_conflicts(before: Section, now: Section) -> list[str]:
+    """Keys whose values differ between two recipes and matter to the result, as ``key: before -> now``."""
+    old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(now.model_dump(mode="json")))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not RESUME_MAY_DIFFER & set(key.split("."))
+    ]
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{dotted} cannot be set: {parent} is a value, not a section.")
+        node = child
+    node[last] = value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return _number(value) if isinstance(value, str) and value[:1] in "+-.0123456789" else value
+
+
+_LENGTHS = {"steps", "samples", "epochs"}
+
+
+def _keep_defaults(model: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay each given section over this model's default for it, key by key; a given length replaces the default one.
+
+    pydantic alone replaces a nested default whole when any of its keys is given: a recipe that sets only the learning
+    rate would lose the batch size that this command's default section has.
+    """
+    merged = dict(raw)
+    for name, field in model.model_fields.items():
+        default, given = field.default, raw.get(name)
+        if isinstance(default, Section) and isinstance(given, Mapping):
+            given = _keep_defaults(type(default), given)
+            base = default.model_dump(exclude_unset=True)
+            if given.keys() & _LENGTHS:
+                base = {key: value for key, value in base.items() if key not in _LENGTHS}
+            merged[name] = _merge(base, given)
+    return merged
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merge(result[key], value) if nested else value
+    return result
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    """One validation error in a few words: the dotted key, what is wrong, the nearest known key."""
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known keys: {', '.join(known)}"
+        return f"there is no key {key} ({hint})"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (got {given!r})" if not isinstance(given, Mapping) else ""
+    return f"{key + ': ' if key else ''}{message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(model: type[Section], path: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        annotation = current.model_fields[part].annotation
+        options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        current = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
+    return list(current.model_fields)

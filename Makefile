@@ -24,10 +24,17 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)  ## Pretrain, probe, train nine VLMs, evaluate, draw the frontier (about 12 minutes on 2 cores)
-	@sh recipes/demo.sh $(BIN)/vlmkit runs/demo
+	$(BIN)/vlmkit pretrain-superclass --recipe recipes/demo_superclass.yaml --out runs/demo/superclass
+	$(BIN)/vlmkit eval runs/demo/superclass
+	$(BIN)/vlmkit sweep --recipe recipes/demo_sweep.yaml --out runs/demo/vlms --jobs 2
+	$(BIN)/vlmkit frontier --measurements runs/demo/vlms --plot runs/demo/frontier.png
 
 smoke: $(INSTALLED)  ## One minute through all four commands
-	@sh recipes/smoke.sh $(BIN)/vlmkit build/smoke
+	@rm -rf build/smoke
+	$(BIN)/vlmkit pretrain-superclass --recipe recipes/smoke_superclass.yaml --out build/smoke/superclass
+	$(BIN)/vlmkit train-vlm --recipe recipes/smoke_vlm.yaml --vision-tower build/smoke/superclass --out build/smoke/vlm
+	$(BIN)/vlmkit eval build/smoke/superclass build/smoke/vlm --limit 200
+	$(BIN)/vlmkit frontier --budget 5e12
 
 test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not slow and not dist and not gpu'

@@ -31,7 +31,7 @@ def row(**changes: object) -> ResultRow:
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "run")
-    run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10}), DATA)
+    run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10}), DATA, {"device": "cpu"})
     return run
 
 
@@ -42,19 +42,19 @@ def test_prepare_writes_recipe_and_provenance(run: RunDirectory) -> None:
 
 
 def test_the_same_recipe_resumes_and_another_is_refused_untouched(run: RunDirectory) -> None:
-    run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 20}), DATA)
+    run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 20}), DATA, {})
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="seed: 0 -> 1"):
-        run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10, "seed": 1}), DATA)
+        run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10, "seed": 1}), DATA, {})
     with pytest.raises(UserError, match="train data of .* changed"):
-        run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10}), {"train": "other"})
+        run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10}), {"train": "other"}, {})
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty and is not a run"):
-        RunDirectory(tmp_path).prepare(load_recipe("train-vlm", None, {}), DATA)
+        RunDirectory(tmp_path).prepare(load_recipe("train-vlm", None, {}), DATA, {})
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -9,8 +9,11 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal stopped a run after its state was saved; the message says how to go on, ``signum`` which signal it was."""
+    """A signal stopped a run after its state was saved; the message says how to go on, ``signum`` the signal."""
 
     def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signum)  # both: an exception that crosses a process is rebuilt from its args
         self.signum = signum
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -102,12 +102,20 @@ class RunDirectory:
         return self.path / "results.jsonl"
 
     @property
+    def samples_dir(self) -> Path:
+        return self.path / "samples"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
     @property
     def model_dir(self) -> Path:
         return self.path / "model"
+
+    @property
+    def align_dir(self) -> Path:
+        return self.path / "align"
 
     @property
     def finished(self) -> bool:
@@ -124,11 +132,10 @@ class RunDirectory:
             raise UserError(f"{self.recipe_path} names no vlmkit command ({command!r}); give a run's directory.")
         return parse_recipe(command, raw, origin=str(self.recipe_path))
 
-    def prepare(self, recipe: Section, data: Mapping[str, str]) -> None:
-        """Make the directory for ``recipe``, or check that the run in it is the same one, to be resumed.
+    def check(self, recipe: Section, data: Mapping[str, str]) -> None:
+        """Raise UserError, touching nothing, unless ``recipe`` may start here or resume the run that is here.
 
-        ``data`` maps the names of the sources to their fingerprints. Raises UserError, having touched nothing, when the
-        directory holds a different run: the keys that differ are named.
+        ``data`` maps the names of the sources to their fingerprints. The keys that differ are named.
         """
         if self.recipe_path.is_file():
             conflicts = resume_conflicts(self.recipe(), recipe)
@@ -138,12 +145,19 @@ class RunDirectory:
                     "give another --out, or the same settings to resume it."
                 )
             self._check_data(data)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(path != self.align_dir for path in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and is not a run directory; give another --out.")
+
+    def prepare(self, recipe: Section, data: Mapping[str, str], hardware: Mapping[str, str | int]) -> None:
+        """Make the directory for ``recipe``, or go on with the run in it, if ``check`` allows.
+
+        ``hardware`` describes where the run computes, for the provenance.
+        """
+        self.check(recipe, data)
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.recipe_path, recipe.to_yaml())
         if not self.provenance_path.exists():
-            write_atomically(self.provenance_path, json.dumps(provenance(data), indent=2) + "\n")
+            write_atomically(self.provenance_path, json.dumps(provenance(data, hardware), indent=2) + "\n")
 
     def _check_data(self, data: Mapping[str, str]) -> None:
         if not self.provenance_path.is_file():
@@ -211,7 +225,7 @@ def open_model(path: str | Path, command: str) -> Path:
     return run.model_dir
 
 
-def provenance(data: Mapping[str, str]) -> dict[str, Any]:
+def provenance(data: Mapping[str, str], hardware: Mapping[str, str | int]) -> dict[str, Any]:
     """Versions, hardware and data fingerprints of this process, for provenance.json."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
@@ -221,7 +235,7 @@ def provenance(data: Mapping[str, str]) -> dict[str, Any]:
             versions[package] = None
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(), **hardware},
         "command_line": sys.argv[1:],
         "data": dict(data),
     }

@@ -1,0 +1,201 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlmkit.config import PretrainRecipe, VLMRecipe
+from vlmkit.errors import UserError
+from vlmkit.models.open_clip_layout import config_from_facts, export_open_clip, read_config
+from vlmkit.models.seeding import seeded
+from vlmkit.models.vision_tower import VisionTower, build_tower
+from vlmkit.registry import CLIP_MEAN, CLIP_STD, VISION_TOWERS, VisionTowerFacts
+from vlmkit.runs import RunDirectory
+
+FACTS = VisionTowerFacts("test", width=32, layers=4, heads=2, patch_size=8, image_size=32)
+
+
+@pytest.fixture
+def tower():
+    with seeded(3):
+        return VisionTower(config_from_facts(FACTS)).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(images):
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return (images / 255.0 - mean) / std
+
+
+def block_outputs(tower, pixels):
+    """Outputs of all blocks and of the final norm, caught with hooks during a whole forward pass."""
+    caught = []
+    modules = [*tower.visual.transformer.resblocks, tower.visual.ln_post]
+    handles = [m.register_forward_hook(lambda _m, _i, output: caught.append(output)) for m in modules]
+    tower.visual(pixels)
+    for handle in handles:
+        handle.remove()
+    return caught[:-1], caught[-1]
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_named_blocks_without_the_class_token(tower, images):
+    blocks, final = block_outputs(tower, normalised(images))
+    features = tower(images, frozenset({"patches", "levels"}), levels=(2, 0))
+    torch.testing.assert_close(features.patches, blocks[2][:, 1:])
+    torch.testing.assert_close(features.levels, torch.cat([blocks[2][:, 1:], blocks[0][:, 1:]], dim=2))
+    assert features.grid == (4, 4) and features.patches.shape == (3, 16, 32)
+    torch.testing.assert_close(tower.pooled(images), final[:, 1:].mean(1))
+
+
+@torch.no_grad()
+def test_only_required_features_are_given(tower, images):
+    features = tower(images, frozenset({"levels"}), levels=(3,))
+    assert features.patches is None and features.levels.shape == (3, 16, 32)
+    assert tower(images, frozenset({"patches"})).levels is None
+
+
+@torch.no_grad()
+def test_float_images_count_as_normalised_and_weights_set_the_dtype(tower, images):
+    torch.testing.assert_close(tower.pooled(images), tower.pooled(normalised(images)))
+    exact = tower.pooled(images)
+    half = tower.to(torch.bfloat16).pooled(images)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.1, atol=0.1)
+
+
+def test_facts_are_the_registrys(tower):
+    assert (tower.width, tower.num_layers, tower.patch_size, tower.image_size) == (32, 4, 8, 32)
+    assert tower.grid == (4, 4) and len(tower.blocks()) == 4
+    for facts in VISION_TOWERS.values():
+        with torch.device("meta"):
+            built = VisionTower(config_from_facts(facts))
+        assert sum(p.numel() for p in built.parameters()) == facts.num_params
+
+
+def test_a_wrong_image_size_is_named(tower):
+    with pytest.raises(UserError, match="32 x 32"):
+        tower.pooled(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
+
+
+def test_fresh_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = build_tower("vit-MINI-8-64", seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert build_tower("ViT-mini-8-64", seed=5).fingerprint() == first.fingerprint()
+    assert build_tower("ViT-mini-8-64", seed=6).fingerprint() != first.fingerprint()
+
+
+def test_fingerprint_sees_one_weight_and_the_normalisation(tower):
+    before = tower.fingerprint()
+    tower.config["preprocess_cfg"]["mean"][0] += 1e-3
+    assert tower.fingerprint() != before
+    tower.config["preprocess_cfg"]["mean"][0] = CLIP_MEAN[0]
+    assert tower.fingerprint() == before
+    with torch.no_grad():
+        tower.visual.ln_post.bias[3] += 1e-6
+    assert tower.fingerprint() != before
+
+
+@torch.no_grad()
+def test_open_clip_loads_the_export_with_equal_outputs(tower, images, tmp_path):
+    import open_clip
+
+    export_open_clip(tower, tmp_path)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert torch.equal(model.eval().encode_image(normalised(images)), tower.pooled(normalised(images)))
+    assert tuple(model.visual.preprocess_cfg["mean"]) == CLIP_MEAN
+    assert tuple(model.visual.preprocess_cfg["std"]) == CLIP_STD
+    assert model.visual.image_size == (32, 32)
+    assert preprocess.transforms[0].size == 32
+    text = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a red square"])
+    assert model.encode_text(text).shape == (1, 32)
+
+
+def test_a_tower_is_rebuilt_from_its_export_and_from_a_run(tower, tmp_path):
+    export_open_clip(tower, tmp_path)
+    assert build_tower(tmp_path).fingerprint() == tower.fingerprint()
+
+    run = RunDirectory(tmp_path / "run")
+    run.prepare(PretrainRecipe(), {})
+    with pytest.raises(UserError, match="not finished"):
+        build_tower(run.path)
+    with run.writing_model() as scratch:
+        export_open_clip(tower, scratch)
+    assert build_tower(run.path).fingerprint() == tower.fingerprint()
+
+
+@torch.no_grad()
+def test_another_image_size_interpolates_positions_as_open_clip_does(tower, tmp_path):
+    import open_clip
+
+    export_open_clip(tower, tmp_path)
+    resized = build_tower(tmp_path, image_size=48)
+    peer = open_clip.create_model(f"local-dir:{tmp_path}", force_image_size=48).eval()
+    pixels = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    assert resized.grid == (6, 6) and resized.fingerprint() != tower.fingerprint()
+    torch.testing.assert_close(resized.pooled(pixels), peer.encode_image(pixels))
+    assert build_tower("ViT-mini-8-64", image_size=96).grid == (12, 12)
+
+
+@torch.no_grad()
+def test_a_plain_clip_written_by_open_clip_gives_its_patches(tmp_path):
+    import open_clip
+
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"].update(image_size=64, layers=2, width=64, head_width=32)
+    config["text_cfg"].update(layers=1, width=16, heads=2)
+    config["quick_gelu"] = True
+    model = open_clip.CLIP(**config).eval()
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+
+    tower = build_tower(tmp_path)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    expected = model.visual.forward_intermediates((images / 255 - 0.5) / 0.25, indices=[0], output_fmt="NLC")
+    patches = tower(images, frozenset({"patches"})).patches
+    torch.testing.assert_close(patches, expected["image_intermediates"][0])
+
+
+def test_names_and_runs_that_are_no_tower_are_refused(tmp_path):
+    with pytest.raises(UserError, match="ViT-B-16"):
+        build_tower("ViT-B-15")
+    with pytest.raises(UserError, match="not a run directory"):
+        build_tower(str(tmp_path / "nowhere"))
+    run = RunDirectory(tmp_path / "vlm")
+    run.prepare(VLMRecipe(), {})
+    with pytest.raises(UserError, match="train-vlm run"):
+        build_tower(run.path)
+    with pytest.raises(UserError, match="ask for 56 or 64"):
+        build_tower("ViT-mini-8-64", image_size=60)
+
+
+def test_damaged_directories_are_refused(tower, tmp_path):
+    export_open_clip(tower, tmp_path)
+    config, weights = tmp_path / "open_clip_config.json", tmp_path / "open_clip_model.safetensors"
+    raw, state = json.loads(config.read_text()), load_file(weights)
+
+    save_file({**state, "visual.conv1.weight": torch.zeros(1)}, weights)
+    with pytest.raises(UserError, match="do not fit"):
+        build_tower(tmp_path)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        build_tower(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        build_tower(tmp_path)
+
+    raw["model_cfg"]["vision_cfg"]["timm_model_name"] = "convnext_tiny"
+    config.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="timm_model_name"):
+        read_config(tmp_path)
+    config.write_text("{")
+    with pytest.raises(UserError, match="not a readable open_clip configuration"):
+        build_tower(tmp_path)

@@ -1,0 +1,51 @@
+"""``vlmkit eval``: scores of a tower or a VLM, appended to the run's results.jsonl."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmkit.cli.options import JsonOption
+from vlmkit.cli.output import RichProgress, print_json, print_table
+
+
+class Device(str, Enum):
+    """Where an evaluation computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", "-t", help="linear_probe (towers); miniworld, llava:FILE (VLMs). Repeatable."),
+    ] = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option("--train-data", help="Labelled images to fit a probe on: folder:DIR, miniworld:train."),
+    ] = None,
+    test_data: Annotated[str | None, typer.Option("--test-data", help="Labelled images a probe is scored on.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images of a benchmark, at most.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions, or images, of one pass.")] = 128,
+    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Score runs: a linear probe for towers (beside a random tower), exact match by family for VLMs."""
+    from vlmkit.pipelines import evaluate as pipeline
+
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value)
+    reports = {str(run): pipeline.evaluate(run, tasks or [], settings, RichProgress()) for run in runs}
+    if as_json:
+        print_json(
+            {run: [row.as_dict() for report in of_run for row in report.rows] for run, of_run in reports.items()}
+        )
+        return
+    for of_run in reports.values():
+        for report in of_run:
+            print_table(report.title, report.columns, report.table, report.notes)

@@ -1,0 +1,83 @@
+"""``vlmkit train-vlm``: a vision tower and a language model joined by few visual tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from vlmkit.cli.options import (
+    BadFractionOption,
+    DataOption,
+    DryRunOption,
+    OutOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    ValOption,
+    resolve,
+)
+from vlmkit.cli.output import RichProgress, print_note, print_plan, print_run_summary
+
+if TYPE_CHECKING:
+    from vlmkit.config import VLMRecipe
+
+
+def train_vlm(
+    recipe: RecipeOption = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="Language model: name, size such as 7b, hub id or local directory.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Visual tokens; must tile the patch grid.")] = None,
+    compressor: Annotated[str | None, typer.Option("--compressor", help="avgpool or quecc.")] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option("--vision-tower", help="Vision tower: a SuperClass run, or a registry name.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="pretrained, or random: true shape, fresh weights, to measure.")
+    ] = None,
+    data: DataOption = None,
+    val: ValOption = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="align, finetune or both.")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="VLM run to start from.")] = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    seed: SeedOption = None,
+    max_bad_fraction: BadFractionOption = None,
+    sets: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train a vision-language model with a given number of visual tokens on a vision tower of your own.
+
+    Prints its plan first. Without arguments: the embedded language model on the default SuperClass run, which is
+    pretrained first if it is not there.
+    """
+    flags = {
+        "llm.name": llm,
+        "llm.weights": weights,
+        "compressor.num_visual_tokens": tokens,
+        "compressor.name": compressor,
+        "vision_tower.name": vision_tower,
+        "data.train": data,
+        "data.val": val,
+        "stage": stage,
+        "init": init,
+        "seed": seed,
+        "data.max_bad_fraction": max_bad_fraction,
+    }
+    resolved = cast("VLMRecipe", resolve("train-vlm", recipe, resume, flags, sets))
+    from vlmkit.pipelines import plan_vlm, pretrain, train_vlm
+
+    directory = out or resume or Path("runs") / train_vlm.default_name(resolved)
+    plan = plan_vlm.plan(resolved, directory)
+    print_plan(plan)
+    if dry_run:
+        return
+    plan.require()
+    if pretrain.is_missing_default(resolved.vision_tower.name):
+        print_note(f"{resolved.vision_tower.name} is not there yet: pretraining it first with the default recipe.")
+        pretrain.pretrain_default(RichProgress())
+    outcome = train_vlm.train_vlm(resolved, directory, RichProgress())
+    print_run_summary(outcome, f"Next: vlmkit eval {directory}")

@@ -1,0 +1,1 @@
+"""Sources, samples, batches: everything between files on disk and the trainer."""

@@ -1,0 +1,214 @@
+"""Conversations as token ids: chat template, image places, label mask, and the question as a span of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlmkit.contracts import IGNORE_INDEX
+from vlmkit.data.chat_template import ChatTemplate, Span
+from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+"""Where an image stands in a question (LLaVA's convention), and the token that stands for one visual token."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Token ids after a prefix, and their labels (IGNORE_INDEX except at the assistant's tokens)."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class EncodedSequence:
+    """A prefix that is never labelled, and branches that each continue it without seeing one another.
+
+    ``images`` gives, for every block of image places in order of appearance, the index of the image in its sample.
+    ``query`` holds the ids of the question alone, for a compressor that is conditioned on it (empty otherwise).
+    """
+
+    prefix: list[int]
+    branches: list[Branch]
+    images: list[int]
+    query: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A question ready for generation: ids that end where the answer begins, and the question alone."""
+
+    ids: list[int]
+    images: list[int]
+    query: list[int]
+
+
+class ConversationEncoder:
+    """Encodes conversations for one tokenizer, number of visual tokens and maximal length.
+
+    With ``conditioned`` every question has visual tokens of its own, so independent turns share no prefix; a dialogue
+    is conditioned on its first question.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_visual_tokens: int,
+        max_length: int,
+        conditioned: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.num_visual_tokens = num_visual_tokens
+        self.max_length = max_length
+        self.conditioned = conditioned
+        self.image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
+        self._template = ChatTemplate(tokenizer)
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def encode(self, sample: ConversationSample) -> list[EncodedSequence]:
+        """The sample as sequences of at most ``max_length`` tokens, in the order of its turns.
+
+        A dialogue is one sequence, cut at the end if it is too long. Independent turns are branches behind the shared
+        image (several sequences if one is too short for them), each cut on its own. ``<image>`` is put before the first
+        question if no question of the conversation has it. Raises UserError, naming the sample, where a turn or
+        dialogue trains nothing, or places and images differ in number.
+        """
+        dialogues = [[turn] for turn in sample.turns] if sample.independent else [list(sample.turns)]
+        if not sample.turns or any(not turn.answer.strip() for turn in sample.turns):
+            raise UserError(f"Sample {sample.id} has an empty answer and trains nothing; remove or complete it.")
+        rendered = [self._template.render(self._contents(turns, sample)) for turns in dialogues]
+        heads = {_head(text) for text, _ in rendered}
+        shared = heads.pop() if len(heads) == 1 and not self.conditioned else None
+        if shared is not None:
+            return self._encode_shared(sample, shared, rendered)
+        branches = self._branches(rendered, 0, sample)
+        images = list(range(len(sample.images)))
+        return [
+            EncodedSequence([], [self._cut(branch, 0, sample)], images, self._query(turns[0], sample))
+            for branch, turns in zip(branches, dialogues, strict=True)
+        ]
+
+    def prompt(self, question: str, num_images: int = 1, identifier: str = "prompt") -> EncodedPrompt:
+        """A single question about ``num_images`` images, up to where the assistant begins to answer."""
+        sample = ConversationSample(identifier, (b"",) * num_images, (Turn(question, ""),))
+        text, _ = self._template.render(self._contents(list(sample.turns), sample)[:1])
+        ids = self._expand(self._backend.encode(text, add_special_tokens=False).ids)
+        return EncodedPrompt(ids, list(range(num_images)), self._query(sample.turns[0], sample))
+
+    def _contents(self, turns: list[Turn], sample: ConversationSample) -> list[str]:
+        contents = [text for turn in turns for text in (turn.question, turn.answer)]
+        places = sum(text.count(IMAGE_TOKEN) for text in contents)
+        if places == 0 and sample.images:
+            contents[0] = f"{IMAGE_TOKEN}\n" * len(sample.images) + contents[0]
+        elif places != len(sample.images):
+            raise UserError(
+                f"Sample {sample.id} has {len(sample.images)} images but {places} places for one ({IMAGE_TOKEN}); "
+                "make them agree, or leave the places out."
+            )
+        return contents
+
+    def _encode_shared(
+        self, sample: ConversationSample, head: str, rendered: list[tuple[str, list[Span]]]
+    ) -> list[EncodedSequence]:
+        prefix = self._expand(self._backend.encode(head, add_special_tokens=False).ids) if head else []
+        if len(prefix) >= self.max_length:
+            raise UserError(
+                f"Sample {sample.id} needs {len(prefix)} tokens before its first word, but max_length is "
+                f"{self.max_length}; raise max_length or choose fewer visual tokens."
+            )
+        images = list(range(len(sample.images)))
+        groups: list[list[Branch]] = [[]]
+        room = self.max_length - len(prefix)
+        for branch in self._branches(rendered, len(head), sample):
+            branch = self._cut(branch, len(prefix), sample)
+            if len(branch.ids) > room:
+                groups.append([])
+                room = self.max_length - len(prefix)
+            groups[-1].append(branch)
+            room -= len(branch.ids)
+        return [EncodedSequence(prefix, group, images, []) for group in groups]
+
+    def _branches(self, rendered: list[tuple[str, list[Span]]], skip: int, sample: ConversationSample) -> list[Branch]:
+        """Tokens and labels of each text from character ``skip`` on, which is 0 or just behind the last image place."""
+        # The image token stays in front while tokenizing, so that what follows is split as it is in the whole text.
+        begin = skip - len(IMAGE_TOKEN) if skip else 0
+        texts = [text[begin:] for text, _ in rendered]
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        branches = []
+        for encoding, (_, spans) in zip(encodings, rendered, strict=True):
+            ids = encoding.ids
+            labels = _labels(encoding, [(start - begin, end - begin) for start, end in spans])
+            if skip:
+                assert ids[0] == self.image_token_id
+                branches.append(Branch(ids[1:], labels[1:]))
+            else:
+                branches.append(Branch(self._expand(ids), self._expand(labels, ids)))
+        return branches
+
+    def _cut(self, branch: Branch, prefix: int, sample: ConversationSample) -> Branch:
+        room = self.max_length - prefix
+        ids, labels = branch.ids, branch.labels
+        if len(ids) > room:
+            if self.image_token_id in ids[room:]:
+                raise UserError(
+                    f"Sample {sample.id} does not fit its images into {self.max_length} tokens; raise max_length or "
+                    "choose fewer visual tokens."
+                )
+            ids, labels = ids[:room], labels[:room]
+        if all(label == IGNORE_INDEX for label in labels[1:]):
+            raise UserError(
+                f"Sample {sample.id} trains nothing: within {self.max_length} tokens there is no token of an answer; "
+                "raise max_length or remove the sample."
+            )
+        return Branch(ids, labels)
+
+    def _query(self, turn: Turn, sample: ConversationSample) -> list[int]:
+        if not self.conditioned:
+            return []
+        question = turn.question.replace(IMAGE_TOKEN, "").strip()
+        if not question:
+            raise UserError(
+                f"Sample {sample.id} has no words in its question, which the compressor is conditioned on; "
+                "use a compressor that is not (avgpool) or complete the sample."
+            )
+        return self._backend.encode(question).ids[: self.max_length]
+
+    def _expand(self, values: list[int], ids: list[int] | None = None) -> list[int]:
+        """Repeat each value that stands at an image token once for every visual token."""
+        if self.num_visual_tokens == 1:
+            return values
+        expanded: list[int] = []
+        for value, token in zip(values, ids or values, strict=True):
+            expanded += [value] * (self.num_visual_tokens if token == self.image_token_id else 1)
+        return expanded
+
+
+def _head(text: str) -> str:
+    """The text up to and including its last image place."""
+    at = text.rfind(IMAGE_TOKEN)
+    return text[: at + len(IMAGE_TOKEN)] if at >= 0 else ""
+
+
+def _labels(encoding: Encoding, spans: list[Span]) -> list[int]:
+    """Ids of the tokens that overlap a span (spans ascend), IGNORE_INDEX at all others."""
+    ids, offsets = encoding.ids, encoding.offsets
+    labels = [IGNORE_INDEX] * len(ids)
+    position = 0
+    for first, last in spans:
+        while position < len(ids) and offsets[position][1] <= first:
+            position += 1
+        while position < len(ids) and offsets[position][0] < last:
+            labels[position] = ids[position]
+            position += 1
+    return labels

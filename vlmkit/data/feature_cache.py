@@ -1,0 +1,190 @@
+"""Features of a frozen tower, computed once and kept on disk as half-precision numbers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlmkit.contracts import Source
+from vlmkit.data.images import BadImage, EvalTransform, decode_image
+from vlmkit.data.samples import ConversationSample
+from vlmkit.errors import UserError
+
+FEATURES, HEADER, OFFSETS = "features.bin", "header.json", "offsets.npy"
+ImageFunction = Callable[[torch.Tensor], torch.Tensor]
+"""uint8 [B, 3, S, S] -> features [B, P, C]."""
+
+_log = logging.getLogger(__name__)
+
+
+def cache_root() -> Path:
+    """Where feature caches live: ``$VLMKIT_CACHE`` or ``~/.cache/vlmkit``, folder ``features``."""
+    return Path(os.environ.get("VLMKIT_CACHE") or Path.home() / ".cache" / "vlmkit") / "features"
+
+
+class FeatureCache:
+    """Features of every sample of a source: ``cache[index]`` is [I, P, C] float16 for its I images, None for none.
+
+    Raises BadImage for a sample whose images could not be read when the cache was built. A whole cache is one folder,
+    ``directory``: the numbers, read by memory map, the first row of each sample, and a JSON header.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        header = json.loads((directory / HEADER).read_text())
+        self._bad = frozenset(header["bad"])
+        self._offsets = np.load(directory / OFFSETS)
+        self._shape = tuple(header["shape"])
+        self._rows = self._map()
+
+    def _map(self) -> np.ndarray:
+        if 0 in self._shape:
+            return np.zeros(self._shape, np.float16)
+        return np.memmap(self.directory / FEATURES, dtype=np.float16, mode="r", shape=self._shape)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> torch.Tensor | None:
+        if index in self._bad:
+            raise BadImage(f"sample {index} has an image that could not be read when its features were computed")
+        start, stop = self._offsets[index], self._offsets[index + 1]
+        return torch.from_numpy(np.array(self._rows[start:stop])) if stop > start else None
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[Path]]:
+        # A loader worker maps the file again; a pickled map would be a copy of everything.
+        return FeatureCache, (self.directory,)
+
+
+def open_feature_cache(
+    source: Source[ConversationSample],
+    compute: ImageFunction,
+    image_size: int,
+    key: Mapping[str, str],
+    max_bytes: float,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureCache | None:
+    """The cache for this source and key, built first if there is none; None (and a warning) if it would be too large.
+
+    ``key`` says what ``compute`` does, e.g. the tower's fingerprint and the name and tokens of the compressor; together
+    with the source's fingerprint and the preprocessing it names the cache. ``progress`` hears (samples done, of all).
+    A cache appears whole or not at all, and of several processes that want it at once one builds and the others
+    wait. Raises UserError if the disk is full.
+    """
+    described = {**key, "source": source.fingerprint, "preprocessing": f"resize-and-centre-crop {image_size}"}
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    directory = cache_root() / name
+    with _locked(directory):
+        if not directory.is_dir():
+            scratch = directory.with_suffix(".part")
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                if not _build(scratch, source, compute, image_size, max_bytes, batch_size, num_workers, progress):
+                    return None
+                scratch.rename(directory)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise UserError(
+                    f"The disk of {cache_root()} is full and the feature cache cannot be written; free space, set "
+                    "VLMKIT_CACHE to another disk, or train with feature_cache=false."
+                ) from error
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return FeatureCache(directory)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class _Pixels(Dataset[torch.Tensor | None]):
+    """The images of each sample as uint8 [I, 3, S, S]; None where one of them is bad."""
+
+    def __init__(self, source: Source[ConversationSample], image_size: int) -> None:
+        self._source = source
+        self._transform = EvalTransform(image_size)
+        self._size = image_size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> torch.Tensor | None:
+        try:
+            images = [self._transform(decode_image(image)) for image in self._source[index].images]
+        except BadImage as error:
+            _log.info("sample %d has no features: %s", index, error)
+            return None
+        return torch.stack(images) if images else torch.empty(0, 3, self._size, self._size, dtype=torch.uint8)
+
+
+def _as_list(samples: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return samples
+
+
+def _build(
+    scratch: Path,
+    source: Source[ConversationSample],
+    compute: ImageFunction,
+    image_size: int,
+    max_bytes: float,
+    batch_size: int,
+    num_workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> bool:
+    """Write a whole cache into ``scratch``; False, with the rest undone, once it is clear that it exceeds the limit."""
+    counts: list[int] = []
+    bad: list[int] = []
+    shape: tuple[int, ...] = (0, 0)
+    loader = DataLoader(
+        _Pixels(source, image_size),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        generator=torch.Generator(),
+    )
+    with (scratch / FEATURES).open("wb") as file:
+        for batch in loader:
+            bad += [len(counts) + i for i, images in enumerate(batch) if images is None]
+            counts += [0 if images is None else len(images) for images in batch]
+            pixels = [images for images in batch if images is not None and len(images)]
+            if pixels:
+                features = compute(torch.cat(pixels)).to("cpu", torch.float16).numpy()
+                shape = features.shape[1:]
+                features.tofile(file)
+            expected = file.tell() / len(counts) * len(source)
+            if expected > max_bytes:
+                _log.warning(
+                    "No feature cache: it would take about %.1f GB, above the limit of %.1f GB (cache_limit_gb); "
+                    "the tower runs in every step instead.",
+                    expected / 1e9,
+                    max_bytes / 1e9,
+                )
+                return False
+            if progress is not None:
+                progress(len(counts), len(source))
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(scratch / OFFSETS, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    (scratch / HEADER).write_text(json.dumps({"shape": [sum(counts), *shape], "bad": bad}))
+    return True

@@ -1,0 +1,62 @@
+"""Labelled images in one folder a class, as torchvision's ImageFolder lays them out."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+from vlmkit.data.samples import BadSample, LabelledSample
+from vlmkit.errors import UserError
+
+ATTRIBUTE = "class"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class LabelledFolder:
+    """A source of labelled samples: the images of each subfolder of ``directory``, which is named like its class.
+
+    Classes are in alphabetical order, or in that of ``classes.txt`` (one a line) beside ``directory``, so that splits
+    lacking a class agree with the others. The only attribute is ``class``. Raises UserError if there is nothing to
+    read or a subfolder is not among the listed classes.
+    """
+
+    def __init__(self, directory: str) -> None:
+        root = Path(directory).expanduser()
+        if not root.is_dir():
+            raise UserError(f"There is no folder {root}; give the folder that holds one subfolder a class.")
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = _class_names(root, [folder.name for folder in folders])
+        self.classes = {ATTRIBUTE: names}
+        self._files = [
+            (path, names.index(folder.name))
+            for folder in folders
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not self._files:
+            raise UserError(f"No images found in the subfolders of {root}; it should hold one subfolder a class.")
+        listing = [(path.relative_to(root).as_posix(), path.stat().st_size) for path, _ in self._files]
+        self.fingerprint = sha256(json.dumps([names, listing]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> LabelledSample:
+        path, label = self._files[index]
+        try:
+            return LabelledSample(path.read_bytes(), {ATTRIBUTE: label})
+        except OSError as error:
+            raise BadSample(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _class_names(root: Path, folders: list[str]) -> list[str]:
+    listed = root.resolve().parent / "classes.txt"
+    if not listed.is_file():
+        return folders
+    names = listed.read_text(encoding="utf-8").split("\n")
+    names = [name.strip() for name in names if name.strip()]
+    for folder in folders:
+        if folder not in names:
+            raise UserError(f"The folder {root / folder} is not a class of {listed}; add it there or move it away.")
+    return names

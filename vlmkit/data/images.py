@@ -1,0 +1,133 @@
+"""Images to uint8 tensors: decoding that survives whatever people keep in folders, and the two transforms.
+
+Pixels stay uint8 until they are on the device; the tower normalises them there.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from vlmkit.config import AugmentConfig
+from vlmkit.data.samples import BadSample, Image
+
+MAX_PIXELS = 64 * 2**20
+"""Larger images are refused before they are decompressed (a small file can claim any size)."""
+MAX_ASPECT_RATIO = 100
+"""Thinner images are refused: resizing their shorter side would make the longer one huge."""
+CROP_RATIO = (3 / 4, 4 / 3)
+"""Width over height of a random crop, drawn log-uniformly (as in torchvision's RandomResizedCrop)."""
+
+_CROP_ATTEMPTS = 10
+
+
+class BadImage(BadSample):
+    """An image that cannot be decoded, or that no training set should hold."""
+
+
+def decode_image(image: Image) -> torch.Tensor:
+    """Decode file bytes, or take pixels as they are, as uint8 [3, H, W] RGB.
+
+    Bytes may be of any format Pillow reads. EXIF rotation is applied, transparency is laid on white, 16-bit greys are
+    scaled to 8 bits, CMYK and palettes are converted. Raises BadImage on anything that is not a whole image of at most
+    ``MAX_PIXELS`` pixels.
+    """
+    pixels = _check_pixels(image) if isinstance(image, np.ndarray) else _decode(image)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _check_pixels(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise BadImage(f"expected pixels as uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    return pixels.copy()
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    if not encoded:
+        raise BadImage("the image file is empty")
+    try:
+        with PILImage.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadImage(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}")
+            if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+                raise BadImage(f"{width} x {height} pixels are thinner than 1 : {MAX_ASPECT_RATIO}")
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(_to_rgb(image))
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # broken bytes lead decoders into every kind of exception
+        raise BadImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: PILImage.Image) -> PILImage.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        values = np.clip(np.asarray(image) // 257, 0, 255)
+        return PILImage.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no defined range")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+class EvalTransform:
+    """Resize the shorter side to ``size`` (bicubic, antialiased) and crop the centre: [3, H, W] -> [3, size, size]."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        resized = F.resize(image, [self.size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return F.center_crop(resized, [self.size, self.size])
+
+
+class TrainTransform:
+    """Random resized crop and horizontal flip: uint8 [3, H, W] -> uint8 [3, size, size].
+
+    All randomness comes from the generator of the call. A ``crop_scale`` of (1, 1) turns cropping off: the geometry is
+    then that of ``EvalTransform``.
+    """
+
+    def __init__(self, size: int, augment: AugmentConfig) -> None:
+        self.size = size
+        self.augment = augment
+        self._plain = EvalTransform(size)
+
+    def __call__(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.augment.crop_scale == (1.0, 1.0):
+            image = self._plain(image)
+        else:
+            top, left, height, width = self._draw_crop(image.shape[-2], image.shape[-1], generator)
+            size = [self.size, self.size]
+            image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC, antialias=True)
+        if _uniform(0.0, 1.0, generator) < self.augment.flip:
+            image = F.horizontal_flip(image)
+        return image
+
+    def _draw_crop(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of a crop whose share of the area lies in ``crop_scale``, if one fits."""
+        low, high = (math.log(ratio) for ratio in CROP_RATIO)
+        for _ in range(_CROP_ATTEMPTS):
+            area = height * width * _uniform(*self.augment.crop_scale, generator)
+            ratio = math.exp(_uniform(low, high, generator))
+            crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = int(torch.randint(height - crop_height + 1, (), generator=generator))
+                left = int(torch.randint(width - crop_width + 1, (), generator=generator))
+                return top, left, crop_height, crop_width
+        crop_width = min(width, round(height * CROP_RATIO[1]))
+        crop_height = min(height, round(width / CROP_RATIO[0]))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))

@@ -1,0 +1,212 @@
+"""From samples to batches: the training stream, whose position is one integer, and the ordered pass of evaluations."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlmkit.contracts import Batch
+from vlmkit.data.order import EpochOrder, SampleKey, stable_hash
+from vlmkit.data.samples import BadSample
+from vlmkit.errors import UserError
+
+Load = Callable[[int, int], Any]
+"""(index, epoch) -> item. A function of its arguments alone; raises BadSample where the sample cannot be used."""
+Collate = Callable[[Sequence[Any]], Batch]
+
+MAX_SUBSTITUTES = 32
+"""Substitutes tried for one bad sample before the data as a whole count as unreadable."""
+
+_PREFETCH_BATCHES = 4
+_log = logging.getLogger(__name__)
+
+
+class Stream:
+    """Shuffled, endless training batches; implements ``contracts.BatchStream``.
+
+    The samples of an optimizer step are the next ``global_batch_size`` keys of an ``EpochOrder``. A rank takes every
+    ``world_size``-th of them and cuts its share, in order, into micro-batches (of its whole share, if that is smaller
+    than ``micro_batch_size``). A step therefore holds the same samples for any number of ranks, workers and
+    micro-batches, and a run can continue from any step.
+
+    A bad sample is replaced by one that (seed, index, attempt) picks, and counted in ``batch["num_bad"]``.
+
+    ``load`` and ``collate`` run in ``num_workers`` processes (0: in this one), never touch global random state and
+    must be picklable. Raises UserError if the source is empty or the batch does not divide among ranks and
+    micro-batches; iterating raises UserError if no readable substitute turns up.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        num_samples: int,
+        collate: Collate,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if num_samples < 1:
+            raise UserError("The training source holds no samples; check where data.train points.")
+        if global_batch_size % world_size:
+            raise UserError(
+                f"A global batch of {global_batch_size} samples cannot be shared equally by {world_size} processes; "
+                f"set train.global_batch_size to a multiple of {world_size}."
+            )
+        share = global_batch_size // world_size
+        self.micro_batch_size = min(micro_batch_size or share, share)
+        if share % self.micro_batch_size:
+            raise UserError(
+                f"Each process's share of {share} samples is not a multiple of train.micro_batch_size "
+                f"{micro_batch_size}; choose a divisor of {share}."
+            )
+        self.global_batch_size = global_batch_size
+        self.micro_batches_per_step = share // self.micro_batch_size
+        self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
+        self._order = EpochOrder(num_samples, seed)
+        self._assemble = _TrainingAssembler(load, collate, num_samples, seed)
+
+    def batches(self, samples_seen: int) -> Iterator[Batch]:
+        """Endless iterator over this rank's micro-batches, starting where ``samples_seen`` samples are consumed."""
+        return _run(self._assemble, self._micro_batches(samples_seen), self._num_workers)
+
+    def _micro_batches(self, position: int) -> Iterator[list[SampleKey]]:
+        while True:
+            step = list(self._order.slice(position, position + self.global_batch_size))
+            yield from _chunks(step[self._rank :: self._world_size], self.micro_batch_size)
+            position += self.global_batch_size
+
+
+def eval_batches(
+    load: Load,
+    num_samples: int,
+    batch_size: int,
+    collate: Collate,
+    *,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """This rank's part of samples 0 to ``num_samples``, in order, each exactly once over all ranks, at epoch 0.
+
+    Ranks may get batches of different size and number, never a repeated sample. Bad samples are left out and counted
+    in ``batch["num_bad"]``. Raises UserError if this rank has samples but none of them can be read.
+    """
+    keys = [(index, 0) for index in range(rank, num_samples, world_size)]
+    last: Batch | None = None
+    num_bad = 0
+    for batch, bad in _run(_EvaluationAssembler(load, collate), _chunks(keys, batch_size), num_workers):
+        num_bad += bad
+        if batch is None:
+            continue
+        if last is not None:
+            yield last
+        # One batch is held back, so that bad samples after the last good one are counted too.
+        last = batch
+        last["num_bad"], num_bad = num_bad, 0
+    if last is not None:
+        last["num_bad"] += num_bad
+        yield last
+    elif keys:
+        raise UserError(f"None of the {len(keys)} held-out samples can be read; check where data.val points.")
+
+
+@dataclass(frozen=True)
+class _TrainingAssembler:
+    load: Load
+    collate: Collate
+    num_samples: int
+    seed: int
+
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+        items, bad = zip(*(self._load_or_substitute(*key) for key in keys), strict=True)
+        return {**self.collate(items), "num_bad": sum(bad)}
+
+    def _load_or_substitute(self, index: int, epoch: int) -> tuple[Any, bool]:
+        candidate, reason = index, ""
+        for attempt in range(1 + MAX_SUBSTITUTES):
+            try:
+                return self.load(candidate, epoch), attempt > 0
+            except BadSample as error:
+                reason = str(error)
+                _log.info("sample %d cannot be used: %s", candidate, reason)
+                candidate = stable_hash(self.seed, index, attempt) % self.num_samples
+        raise UserError(
+            f"Sample {index} and all {MAX_SUBSTITUTES} substitutes tried for it cannot be read (the last: {reason}); "
+            "check the training data."
+        )
+
+
+@dataclass(frozen=True)
+class _EvaluationAssembler:
+    load: Load
+    collate: Collate
+
+    def __call__(self, keys: Sequence[SampleKey]) -> tuple[Batch | None, int]:
+        """The batch of the good samples, None where there are none, and the number of bad ones."""
+        items: list[Any] = []
+        for index, epoch in keys:
+            try:
+                items.append(self.load(index, epoch))
+            except BadSample as error:
+                _log.info("sample %d cannot be used: %s", index, error)
+        return (self.collate(items) if items else None), len(keys) - len(items)
+
+
+def _chunks(keys: Sequence[SampleKey], size: int) -> Iterator[list[SampleKey]]:
+    return (list(keys[start : start + size]) for start in range(0, len(keys), size))
+
+
+class _Assembled(Dataset[Any]):
+    """Batches addressed by their sample keys, so that all work on a batch happens in one worker.
+
+    A UserError is returned, not raised: the loader would bury its sentence in the worker's traceback.
+    """
+
+    def __init__(self, assemble: Callable[[Sequence[SampleKey]], Any]) -> None:
+        self._assemble = assemble
+
+    def __getitem__(self, keys: Sequence[SampleKey]) -> Any:
+        try:
+            return self._assemble(keys)
+        except UserError as error:
+            return error
+
+
+def _run(
+    assemble: Callable[[Sequence[SampleKey]], Any], batches_of_keys: Iterable[list[SampleKey]], num_workers: int
+) -> Iterator[Any]:
+    loader = DataLoader(
+        _Assembled(assemble),
+        sampler=batches_of_keys,
+        batch_size=None,
+        collate_fn=_identity,
+        num_workers=num_workers,
+        prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        pin_memory=torch.cuda.is_available(),
+        # Without a generator of its own the loader draws from the global one, and resumed dropout masks differ.
+        generator=torch.Generator(),
+    )
+    for assembled in loader:
+        if isinstance(assembled, UserError):
+            raise assembled
+        yield assembled
+
+
+def _identity(assembled: Any) -> Any:
+    return assembled
+
+
+def _leave_interrupts_to_the_parent(worker_id: int) -> None:
+    # Ctrl-C reaches the whole process group; workers must live until the trainer has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

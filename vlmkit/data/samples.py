@@ -1,0 +1,64 @@
+"""What a source yields: images with captions, with conversations, or with labels. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class BadSample(Exception):
+    """A sample inside good data that cannot be used: the loader replaces it, counts it and goes on."""
+
+
+Image = bytes | np.ndarray
+"""An encoded file as it stands on disk, or decoded pixels as uint8 [H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class CaptionSample:
+    """An image and one or more captions, each of which describes it on its own."""
+
+    image: Image
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
+
+    ``references`` are all answers that count as right; they default to ``(answer,)``. ``family`` groups questions
+    for reporting (``reasoning``, ``ocr``, ...).
+    """
+
+    question: str
+    answer: str
+    family: str = ""
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            object.__setattr__(self, "references", (self.answer,))
+
+
+@dataclass(frozen=True)
+class ConversationSample:
+    """Turns about zero or more images.
+
+    With ``independent`` every turn is a question of its own about the images and must not see the other turns;
+    otherwise the turns are one dialogue, in order.
+    """
+
+    id: str
+    images: tuple[Image, ...]
+    turns: tuple[Turn, ...]
+    independent: bool = False
+
+
+@dataclass(frozen=True)
+class LabelledSample:
+    """An image and its class index for each attribute; an attribute that does not apply is absent."""
+
+    image: Image
+    labels: Mapping[str, int]

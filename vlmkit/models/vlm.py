@@ -1,0 +1,297 @@
+"""The vision-language model: vision tower, compressor, projector, and any causal language model of transformers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vlmkit.config import CompressorConfig
+from vlmkit.contracts import IGNORE_INDEX
+from vlmkit.errors import UserError
+from vlmkit.models.compressors import CompressorShape, build_compressor
+from vlmkit.models.features import VisionFeatures
+from vlmkit.models.projector import build_projector
+from vlmkit.models.vision_tower import VisionTower
+
+# A language model with one of these set does more between hidden state and logits than its output matrix.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class VLMConfig(PreTrainedConfig):
+    """Everything that rebuilds the model without its weights.
+
+    ``vision_config`` is the tower's open_clip configuration, ``text_config`` the language model's own; ``compressor``
+    and ``num_visual_tokens`` name what lies between; ``image_token_id`` marks the places of visual tokens.
+    """
+
+    model_type = "vlmkit"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        compressor: str = "avgpool",
+        num_visual_tokens: int = 16,
+        image_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = vision_config or {}
+        self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else text_config
+        self.compressor = compressor
+        self.num_visual_tokens = num_visual_tokens
+        self.image_token_id = image_token_id
+        if isinstance(self.text_config, PreTrainedConfig):
+            kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
+            # The base class hands its own choice down: None would silently turn off the masks of a model in use.
+            kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
+        super().__init__(**kwargs)
+
+
+@dataclass
+class VLMOutput(CausalLMOutputWithPast):
+    """Output of :class:`VLM`.
+
+    Without labels, ``logits`` is [B, T, V]. With labels, only the n labelled positions get logits: ``logits`` [n, V]
+    and ``targets`` [n] in row-major order, ``loss_sum`` their summed cross entropy and ``loss`` its mean.
+    """
+
+    loss_sum: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+
+class VLM(PreTrainedModel):
+    """Visual tokens take the places of ``<image>`` in the text; the language model reads both.
+
+    ``VLM(config)`` has fresh weights; parts given are used as they are. The vision tower never gets a gradient.
+    Raises UserError if ``config.num_visual_tokens`` does not tile the tower's patch grid.
+    """
+
+    config_class = VLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(
+        self,
+        config: VLMConfig,
+        vision_tower: VisionTower | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        tower = vision_tower if vision_tower is not None else VisionTower(config.vision_config)
+        llm = language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
+        text_width = llm.get_input_embeddings().get_parameter("weight").shape[1]
+        shape = CompressorShape(
+            tower.width, tower.num_layers, tower.patch_size, tower.grid, text_width, config.num_visual_tokens
+        )
+        self.vision_tower = tower
+        self.compressor = build_compressor(config.compressor, shape)
+        self.projector = build_projector(tower.width, text_width)
+        self.language_model = llm
+        self.post_init()
+
+    @classmethod
+    def join(
+        cls,
+        vision_tower: VisionTower,
+        language_model: PreTrainedModel,
+        compressor: CompressorConfig,
+        image_token_id: int,
+        seed: int,
+    ) -> VLM:
+        """A new model from a tower and a language model, used as they are.
+
+        Compressor and projector get fresh weights, a function of ``seed`` alone.
+        """
+        config = VLMConfig(
+            vision_tower.config, language_model.config, compressor.name, compressor.num_visual_tokens, image_token_id
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, vision_tower, language_model)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Every part initialises itself on construction; the default would overwrite the tower's own scheme.
+        return
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    @torch.no_grad()
+    def cacheable_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What may be computed once for an image, ahead of every trained part: [B, P, C], for ``image_features``.
+
+        The compressor's parameter-free part is applied; its required fields lie side by side along C.
+        """
+        features = self.vision_tower(pixel_values, self.compressor.requires, self.compressor.levels)
+        features = self.compressor.precompute(features)
+        return torch.cat([field for field in (features.patches, features.levels) if field is not None], dim=-1)
+
+    def _features(self, cached: torch.Tensor) -> VisionFeatures:
+        side = math.isqrt(cached.shape[1])
+        width = self.vision_tower.width if "patches" in self.compressor.requires else 0
+        levels = cached[..., width:] if "levels" in self.compressor.requires else None
+        return VisionFeatures(grid=(side, side), patches=cached[..., :width] if width else None, levels=levels)
+
+    @torch.no_grad()
+    def question_vector(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The language model's last hidden state (after its final norm) at the last token of each question: [B, H].
+
+        The questions stand alone, right-padded, and every one has at least one token (arXiv 2411.03312, section 4).
+        """
+        lengths = attention_mask.sum(dim=1)
+        states = self.language_model.get_decoder()(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        return states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+
+    def visual_tokens(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        query_input_ids: torch.Tensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Visual tokens in the language model's width: [M, num_visual_tokens, H], one row a block of ``<image>``.
+
+        None without images. They are given as pixels (uint8 or normalised, [I, 3, S, S]) or as their
+        ``cacheable_features`` [I, P, C]; ``image_index`` [M] says which image each block shows (default: M = I, in
+        order). A conditioned compressor needs the question of each block, right-padded: [M, Q].
+        """
+        if image_features is None:
+            if pixel_values is None:
+                return None
+            image_features = self.cacheable_features(pixel_values)
+        features = image_features.to(next(self.projector.parameters()).dtype)
+        if image_index is not None:
+            features = features[image_index]
+        query = None
+        if self.compressor.conditioned:
+            if query_input_ids is None or query_attention_mask is None:
+                raise UserError(
+                    f"The compressor {self.config.compressor} forms visual tokens for a question: "
+                    "give query_input_ids and query_attention_mask, one row for each image."
+                )
+            query = self.question_vector(query_input_ids, query_attention_mask)
+        return self.projector(self.compressor(self._features(features), query, self.config.num_visual_tokens))
+
+    def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
+        """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.
+
+        Raises UserError if places and visual tokens differ in number.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        places = input_ids == self.config.image_token_id
+        have = 0 if visual is None else visual.shape[0] * visual.shape[1]
+        if (wanted := int(places.sum())) != have:
+            raise UserError(
+                f"The text has places for {wanted} visual tokens but the images give {have}; "
+                f"put {self.config.num_visual_tokens} <image> tokens in the text for every image."
+            )
+        if visual is None:
+            return embeds
+        return embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        query_input_ids: torch.Tensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> VLMOutput:
+        """Logits, or with ``labels`` [B, T] (IGNORE_INDEX elsewhere) the loss at the labelled positions only.
+
+        ``attention_mask`` is [B, T] for padded rows, or boolean [B, 1, T, T] for packed ones (True: may attend), which
+        come with ``position_ids`` [B, T]. The rest is as in :meth:`visual_tokens`.
+        """
+        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        embeds = self.merge(input_ids, visual)
+        if visual is None and self.training:
+            embeds = embeds + self._no_image_anchor()
+        if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+            # Additive, because eager attention adds the mask: a boolean one would be taken for zeros and ones.
+            lowest = torch.finfo(embeds.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, lowest)
+        inputs = {"inputs_embeds": embeds, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        if labels is None:
+            output = self.language_model(**inputs)
+            return VLMOutput(logits=output.logits, past_key_values=output.past_key_values)
+        # Without use_cache=False, transformers takes packed rows for one long row (silently wrong).
+        inputs["use_cache"] = False
+        kept = labels[:, 1:] != IGNORE_INDEX
+        targets = labels[:, 1:][kept]
+        logits = self._logits_at(kept, inputs)
+        loss_sum = F.cross_entropy(logits.float(), targets, reduction="sum")
+        return VLMOutput(loss=loss_sum / max(1, len(targets)), loss_sum=loss_sum, logits=logits, targets=targets)
+
+    def _logits_at(self, kept: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Logits [n, V] that predict the labels kept ([B, T - 1]); the vocabulary is not computed anywhere else."""
+        text_config = self.config.text_config
+        if any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS):
+            return self.language_model(**inputs).logits[:, :-1][kept]
+        hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
+        return self.get_output_embeddings()(hidden[:, :-1][kept])
+
+    def _no_image_anchor(self) -> torch.Tensor:
+        """A zero that depends on compressor and projector, so that all ranks reduce the same gradients on any batch."""
+        patches = self.vision_tower.grid[0] * self.vision_tower.grid[1]
+        fields = ("patches" in self.compressor.requires) + len(self.compressor.levels)
+        weight = next(self.projector.parameters())
+        features = self._features(weight.new_zeros(1, patches, fields * self.vision_tower.width))
+        query = weight.new_zeros(1, self.compressor.shape.text_width) if self.compressor.conditioned else None
+        return 0.0 * self.projector(self.compressor(features, query, self.config.num_visual_tokens)).sum()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        query_input_ids: torch.Tensor | None = None,
+        query_attention_mask: torch.Tensor | None = None,
+        **generation: Any,
+    ) -> torch.Tensor:
+        """New tokens only, [B, <= max_new_tokens]: left-padded prompts in, one batch, greedy unless told otherwise.
+
+        ``generation`` goes to the language model's ``generate`` (max_new_tokens, eos_token_id, pad_token_id, ...).
+        """
+        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        embeds = self.merge(input_ids, visual)
+        return self.language_model.generate(  # type: ignore[operator]
+            inputs_embeds=embeds, attention_mask=attention_mask, **{"do_sample": False, **generation}
+        )
+
+
+AutoConfig.register(VLMConfig.model_type, VLMConfig)
+AutoModel.register(VLMConfig, VLM)
+AutoModelForImageTextToText.register(VLMConfig, VLM)

@@ -1,0 +1,56 @@
+"""What all training commands share: prepare the run, train, export the model whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vlmkit.config import Section
+from vlmkit.errors import Interrupted
+from vlmkit.runs import RunDirectory
+from vlmkit.training.checkpoint import whole_checkpoints
+from vlmkit.training.distributed import DistributedContext
+from vlmkit.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A finished run: where it is, how far it went, its last metrics. ``already_finished``: nothing was left to do."""
+
+    run: RunDirectory
+    step: int = 0
+    samples_seen: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    already_finished: bool = False
+
+
+def prepare(run: RunDirectory, recipe: Section, data: Mapping[str, str], context: DistributedContext) -> None:
+    """Make the run directory, or check that it holds this very run; every rank raises what the first one finds."""
+    device = torch.cuda.get_device_name() if context.device.type == "cuda" else "cpu"
+    hardware: dict[str, str | int] = {"device": device, "world_size": context.world_size}
+    context.on_main(lambda: run.prepare(recipe, data, hardware))
+
+
+def is_finished(run: RunDirectory, total_steps: int) -> bool:
+    """Whether the run has its model and went as far as ``total_steps`` (a longer length goes on training)."""
+    steps = [int(path.name.removeprefix("step-")) for path in whole_checkpoints(run.checkpoints)]
+    return run.finished and bool(steps) and steps[-1] >= total_steps
+
+
+def fit_and_export(trainer: Trainer, run: RunDirectory) -> RunOutcome:
+    """Train to the end and write ``model/``; raises Interrupted when a signal stopped training, after it was saved."""
+    result = trainer.fit()
+    if result.interrupted is not None:
+        raise Interrupted(
+            f"Stopped by a signal at step {result.step} of {trainer.total_steps}, saved in {run.checkpoints}; "
+            "the same command goes on from there.",
+            result.interrupted,
+        )
+    with run.writing_model() if trainer.context.is_main else nullcontext(Path()) as directory:
+        trainer.export(directory)
+    shown = {name: value for name, value in result.metrics.items() if name == "train/loss" or name.startswith("val/")}
+    return RunOutcome(run, result.step, result.samples_seen, shown)

@@ -1,0 +1,221 @@
+"""VLM training: a tower and a language model in, a compressed-token VLM out, in stages align and finetune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from huggingface_hub.utils import enable_progress_bars
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
+from vlmkit.contracts import Batch, Source
+from vlmkit.data.conversation_loader import ConversationLoader
+from vlmkit.data.conversations import IMAGE_TOKEN, ConversationEncoder
+from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
+from vlmkit.data.loader import Stream, eval_batches
+from vlmkit.data.packing import PackingCollate
+from vlmkit.data.samples import ConversationSample
+from vlmkit.data.sources import open_conversations
+from vlmkit.errors import UserError
+from vlmkit.models.llm import load_llm
+from vlmkit.models.vision_tower import build_tower
+from vlmkit.models.vlm import VLM
+from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
+from vlmkit.runs import RunDirectory, open_model
+from vlmkit.tasks.vlm import VLMTask
+from vlmkit.training import distributed
+from vlmkit.training.distributed import DistributedContext
+from vlmkit.training.metrics import Progress
+from vlmkit.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Stage = Literal["align", "finetune"]
+
+# Bars for weights that load in a blink would break up our own display; those of hub downloads stay.
+transformers_logging.disable_progress_bar()
+enable_progress_bars()
+
+
+def default_name(recipe: VLMRecipe) -> str:
+    """Name of the run directory where the user gave none: what the run is."""
+    llm = Path(recipe.llm.name).name.lower()
+    return f"vlm-{llm}-{recipe.compressor.name}{recipe.compressor.num_visual_tokens}"
+
+
+def stage_settings(recipe: VLMRecipe, stage: Stage) -> tuple[TrainConfig, DataConfig]:
+    """The training section and the data of a stage."""
+    if stage == "align":
+        return recipe.align, recipe.align_data or recipe.data
+    return recipe.finetune, recipe.data
+
+
+def train_vlm(recipe: VLMRecipe, out: Path, progress: Progress | None = None) -> RunOutcome:
+    """Run a VLM recipe in ``out``, resuming what is there; the model ends in ``out/model`` (transformers layout).
+
+    With stage "both" the align stage is a run of its own in ``out/align``, whose model the finetune stage starts from.
+    """
+    if recipe.stage != "both":
+        return _run_stage(recipe, recipe.stage, out, recipe.init, progress)
+    run = RunDirectory(out)
+    run.check(recipe, _Sources.open(recipe.data).fingerprints)
+    align = recipe.model_copy(update={"stage": "align"})
+    _run_stage(align, "align", run.align_dir, recipe.init, progress)
+    return _run_stage(recipe, "finetune", out, str(run.align_dir), progress)
+
+
+def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, progress: Progress | None) -> RunOutcome:
+    train, data = stage_settings(recipe, stage)
+    context = distributed.setup(train.device)
+    run = RunDirectory(out)
+    sources = _Sources.open(data)
+    context.on_main(lambda: run.check(recipe, sources.fingerprints))
+    total_steps = train.total_steps(len(sources.train))
+    if is_finished(run, total_steps):
+        return RunOutcome(run, already_finished=True)
+    # Models before the directory: what cannot be loaded must leave nothing behind.
+    vlm, tokenizer = _build(recipe, init)
+    prepare(run, recipe, sources.fingerprints, context)
+    torch.nn.Module.to(vlm, context.device)
+    feed = _Feed(recipe, train, vlm, tokenizer, context, progress)
+    stream = feed.stream(sources.train)
+    val_source = sources.val
+    trainer = Trainer(
+        train,
+        recipe.seed,
+        run,
+        VLMTask(vlm, tokenizer, stage),
+        stream,
+        total_steps=total_steps,
+        val_batches=feed.held_out(val_source, stream.micro_batch_size) if val_source else None,
+        max_bad_fraction=data.max_bad_fraction,
+        progress=progress,
+        description=stage,
+    )
+    return fit_and_export(trainer, run)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    train: Source[ConversationSample]
+    val: Source[ConversationSample] | None
+
+    @classmethod
+    def open(cls, data: DataConfig) -> _Sources:
+        return cls(open_conversations(data.train), open_conversations(data.val) if data.val else None)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint} | ({"val": self.val.fingerprint} if self.val else {})
+
+
+def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenizerBase]:
+    """The model a stage starts from: parts joined afresh, or those of an earlier VLM run."""
+    if init is None:
+        llm, tokenizer = load_llm(recipe.llm, recipe.seed)
+        tower = build_tower(recipe.vision_tower.name, recipe.vision_tower.image_size, recipe.seed)
+        image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
+        return VLM.join(tower, llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
+    vlm, tokenizer = load_vlm(init)
+    have, want = (vlm.config.compressor, vlm.config.num_visual_tokens), recipe.compressor
+    if have != (want.name, want.num_visual_tokens):
+        raise UserError(
+            f"{init} has the compressor {have[0]} with {have[1]} tokens, but {want.name} with {want.num_visual_tokens} "
+            "is asked for; start from a run with the same compressor, or leave --init out."
+        )
+    return vlm, tokenizer
+
+
+def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
+    """Model (float32, on the CPU) and tokenizer of a finished VLM run. Raises UserError if it is none."""
+    directory = open_model(run, "train-vlm")
+    vlm = VLM.from_pretrained(directory, dtype=torch.float32)
+    return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+class _Feed:
+    """Turns conversation sources into packed batches for one model: encoded, with cached features where allowed."""
+
+    def __init__(
+        self,
+        recipe: VLMRecipe,
+        train: TrainConfig,
+        vlm: VLM,
+        tokenizer: PreTrainedTokenizerBase,
+        context: DistributedContext,
+        progress: Progress | None,
+    ) -> None:
+        self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
+        tokens, conditioned = recipe.compressor.num_visual_tokens, vlm.compressor.conditioned
+        self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
+        self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
+        self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
+
+    def stream(self, source: Source[ConversationSample]) -> Stream:
+        """Shuffled training batches."""
+        return Stream(
+            self._load(source),
+            len(source),
+            self._collate,
+            global_batch_size=self._train.global_batch_size,
+            micro_batch_size=self._train.micro_batch_size,
+            rank=self._context.rank,
+            world_size=self._context.world_size,
+            seed=self._recipe.seed,
+            num_workers=self._train.num_workers,
+        )
+
+    def held_out(self, source: Source[ConversationSample], batch_size: int) -> _HeldOut:
+        """Batches of the first samples of the held-out source."""
+        num_samples = min(len(source), self._train.eval_samples)
+        return _HeldOut(self._load(source), num_samples, batch_size, self._collate, self._train, self._context)
+
+    def _load(self, source: Source[ConversationSample]) -> ConversationLoader:
+        cache = self._cache(source) if self._recipe.feature_cache else None
+        return ConversationLoader(source, self._encoder, self._vlm.vision_tower.image_size, cache)
+
+    def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
+        compressor = self._recipe.compressor
+        progress = self._progress if self._context.is_main else None
+        if progress:
+            progress.start(len(source), 0, "features")
+        try:
+            return open_feature_cache(
+                source,
+                lambda pixels: self._vlm.cacheable_features(pixels.to(self._context.device)),
+                self._vlm.vision_tower.image_size,
+                {"tower": self._tower, "compressor": f"{compressor.name} {compressor.num_visual_tokens}"},
+                self._recipe.cache_limit_gb * 1e9,
+                num_workers=self._train.num_workers,
+                progress=(lambda done, total: progress.update(done, {})) if progress else None,
+            )
+        finally:
+            if progress:
+                progress.finish()
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    load: ConversationLoader
+    num_samples: int
+    batch_size: int
+    collate: PackingCollate
+    train: TrainConfig
+    context: DistributedContext
+
+    def __call__(self) -> Iterator[Batch]:
+        return eval_batches(
+            self.load,
+            self.num_samples,
+            self.batch_size,
+            self.collate,
+            num_workers=self.train.num_workers,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+        )

@@ -1,0 +1,243 @@
+"""Measured errors of vision-language models: the published tables, run directories, CSV and JSONL files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmkit import registry
+from vlmkit.errors import UserError
+
+PUBLISHED = Path(__file__).parent / "published"
+PUBLISHED_FAMILIES = ("reasoning", "ocr")
+Basis = Literal["nominal", "non-embedding"]
+
+Record = Mapping[str, Any]
+"""One row of a table, or one result row of a run, by column name."""
+
+
+@dataclass(frozen=True)
+class SizedLLM:
+    """A language model with the size that law and cost use (``billions``) and its count of all weights."""
+
+    name: str
+    billions: float
+    num_params: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The mean error (1 - score) of one family of benchmarks for one LLM and number of visual tokens."""
+
+    family: str
+    llm: SizedLLM
+    visual_tokens: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements whose sizes are counted in one way, with what a reader has to know about them.
+
+    ``basis`` says what ``billions`` means: the size in the model's name, or the non-embedding weights. ``notes`` maps a
+    family to remarks on single cells (suspicious, or left out).
+    """
+
+    rows: tuple[Measurement, ...]
+    basis: Basis
+    notes: Mapping[str, tuple[str, ...]]
+
+    @property
+    def families(self) -> list[str]:
+        """Families in the order of their first measurement."""
+        return list(dict.fromkeys(row.family for row in self.rows))
+
+    @property
+    def llms(self) -> list[SizedLLM]:
+        """The measured language models, smallest first."""
+        return sorted({row.llm.name: row.llm for row in self.rows}.values(), key=lambda llm: llm.billions)
+
+    def of(self, family: str) -> list[Measurement]:
+        return [row for row in self.rows if row.family == family]
+
+    def find_llm(self, name: str) -> SizedLLM:
+        """A measured LLM by name, else one of the registry (UserError if unknown), sized on this table's basis."""
+        canonical = registry.llm(name).name if registry.is_llm(name) else name
+        for llm in self.llms:
+            if llm.name == canonical:
+                return llm
+        facts = registry.llm(name)
+        billions = facts.nominal_billions if self.basis == "nominal" else facts.num_params_non_embedding / 1e9
+        return SizedLLM(facts.name, billions, facts.num_params)
+
+
+def load_published() -> Measurements:
+    """The tables published with arXiv 2411.03312 (values.py of its code): reasoning and OCR-like benchmarks."""
+    return load_measurements([PUBLISHED / f"{family}.csv" for family in PUBLISHED_FAMILIES])
+
+
+def load_measurements(paths: Iterable[str | Path]) -> Measurements:
+    """Read measurements from run directories, directories that hold runs, and CSV or JSONL files.
+
+    Tables have the columns ``llm, visual_tokens, score`` and may have ``family``, ``llm_params_billions`` (default: the
+    size in the registry), ``flag`` (``excluded``: left out; ``suspect``: used; both said) and ``note``. Files with the
+    columns of results.jsonl (``value``, ``llm_params_non_embedding``, ...) are read like run directories. Scores are
+    fractions, higher is better. Several benchmarks of a family, and repeats, are averaged for each run, LLM and number
+    of tokens. Raises UserError for what cannot be read or compared.
+    """
+    cells: dict[tuple[Any, ...], list[tuple[Record, Measurement]]] = defaultdict(list)
+    notes: dict[str, tuple[str, ...]] = {}
+    bases: set[Basis] = set()
+    for origin, record in _records(paths):
+        row, basis = _parse(record, origin)
+        bases.add(basis)
+        flag = record.get("flag")
+        if flag:
+            notes[row.family] = (*notes.get(row.family, ()), _remark(row, flag, record.get("note"), origin))
+        if flag != "excluded":
+            cells[origin, row.family, row.llm.name, row.visual_tokens, record.get("seed")].append((record, row))
+    if not cells:
+        raise UserError(
+            f"No measurements of a VLM in {', '.join(map(str, paths))}: evaluate the runs first (`vlmkit eval RUN`)."
+        )
+    if len(bases) > 1:
+        raise UserError(
+            "The measurements mix LLM sizes by name with non-embedding parameter counts, which one law cannot use: "
+            "give the tables and the runs separately."
+        )
+    _check_comparable(cells)
+    rows = []
+    for cell in cells.values():
+        first = cell[0][1]
+        error = math.fsum(row.error for _, row in cell) / len(cell)
+        rows.append(Measurement(first.family, first.llm, first.visual_tokens, error))
+    return Measurements(tuple(rows), bases.pop(), notes)
+
+
+def _records(paths: Iterable[str | Path]) -> Iterator[tuple[Path, Record]]:
+    for path in map(Path, paths):
+        if path.is_dir() or path.name == "results.jsonl":
+            found = sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
+            if not found:
+                raise UserError(f"{path} holds no results.jsonl: evaluate the run first (`vlmkit eval {path}`).")
+            for file in found:
+                yield from ((file.parent, record) for record in _run_records(file.parent))
+        elif path.suffix == ".csv":
+            yield from ((path, record) for record in csv.DictReader(_read(path).splitlines()))
+        elif path.suffix == ".jsonl":
+            yield from ((path, record) for record in _json_lines(path))
+        else:
+            raise UserError(f"{path} is no run directory and no .csv or .jsonl file: give one of these.")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give run directories, or CSV or JSONL files.") from error
+
+
+def _run_records(path: Path) -> list[Record]:
+    """The rows of a run's VLM; of several evaluations of one benchmark, those on the most samples."""
+    from vlmkit.runs import RunDirectory  # pydantic and yaml are slow to import and not needed for tables
+
+    largest: dict[tuple[Any, ...], Record] = {}
+    for row in RunDirectory(path).results():
+        key = (row.benchmark, row.family, row.metric, row.variant, row.visual_tokens)
+        if row.llm is not None and (key not in largest or row.num_samples > largest[key]["num_samples"]):
+            largest[key] = asdict(row)
+    return list(largest.values())
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error.msg}); correct or remove it.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is not a JSON object; write one object a line.")
+        yield record
+
+
+def _parse(record: Record, origin: Path) -> tuple[Measurement, Basis]:
+    name = str(_column(record, "llm", origin))
+    score = _number(record, "value" if "value" in record else "score", origin)
+    if not 0 <= score <= 1:
+        raise UserError(
+            f"A score of {name} in {origin} is {score:g}, but scores are fractions in 0..1: divide percentages by 100."
+        )
+    tokens = _number(record, "visual_tokens", origin)
+    if tokens < 1 or tokens != int(tokens):
+        raise UserError(f"The visual_tokens of {name} in {origin} are {tokens:g}; give a whole number of at least 1.")
+    facts = registry.llm(name) if registry.is_llm(name) else None
+    basis: Basis = "nominal"
+    if record.get("llm_params_non_embedding"):
+        basis, billions = "non-embedding", _number(record, "llm_params_non_embedding", origin) / 1e9
+    elif facts and not record.get("llm_params_billions"):
+        billions = facts.nominal_billions
+    else:
+        billions = _number(record, "llm_params_billions", origin)
+    if billions <= 0:
+        raise UserError(f"The size of {name} in {origin} is {billions:g} billion parameters; it must be positive.")
+    if record.get("llm_params"):
+        num_params = int(_number(record, "llm_params", origin))
+    else:
+        num_params = facts.num_params if facts else round(billions * 1e9)
+    family = str(record.get("family") or record.get("benchmark") or "all")
+    llm = SizedLLM(facts.name if facts else name, billions, num_params)
+    return Measurement(family, llm, int(tokens), 1 - score), basis
+
+
+def _column(record: Record, name: str, origin: Path) -> Any:
+    value = record.get(name)
+    if value is None or value == "":
+        raise UserError(f"A row of {origin} has no {name}: every row needs llm, visual_tokens and score.")
+    return value
+
+
+def _number(record: Record, name: str, origin: Path) -> float:
+    value = _column(record, name, origin)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"The {name} in a row of {origin} is {value!r}, not a number.")
+    return number
+
+
+def _remark(row: Measurement, flag: str, note: str | None, origin: Path) -> str:
+    verbs = {"excluded": "is left out of the fit", "suspect": "is used as printed but suspicious"}
+    if flag not in verbs:
+        raise UserError(f"The flag {flag!r} in {origin} is unknown: use {' or '.join(verbs)}, or leave it empty.")
+    cell = f"The score of {row.llm.name} with {row.visual_tokens} tokens ({1 - row.error:.4f}) {verbs[flag]}"
+    return f"{cell}: {note}." if note else f"{cell}."
+
+
+def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Measurement]]]) -> None:
+    """Refuse to compare runs that were scored differently, or whose compressors differ."""
+    protocols: dict[str, tuple[Path, set[tuple[Any, ...]]]] = {}
+    compressors: dict[str, Any] = {}
+    for (origin, family, *_), cell in cells.items():
+        columns = ("benchmark", "metric", "variant", "data_revision", "scoring", "limit")
+        protocol = {tuple(record.get(column) for column in columns) for record, _ in cell}
+        first, expected = protocols.setdefault(family, (origin, protocol))
+        if protocol != expected:
+            raise UserError(
+                f"The {family} scores of {origin} and {first} come from different benchmarks, data, scoring or "
+                "--limit: evaluate all runs in the same way."
+            )
+        for record, _ in cell:
+            compressor = record.get("compressor")
+            if compressors.setdefault(family, compressor) != compressor:
+                raise UserError(
+                    f"The {family} scores mix the compressors {compressors[family]} and {compressor}, "
+                    "which one law does not describe: give the runs of one."
+                )

@@ -1,0 +1,123 @@
+"""VLM training in two stages: align trains compressor and projector, finetune also the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from vlmkit.config import OptimConfig
+from vlmkit.contracts import Batch, LossOutput
+from vlmkit.errors import UserError
+from vlmkit.models.vlm import VLM, VLMOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_INPUTS = (
+    "input_ids",
+    "labels",
+    "position_ids",
+    "attention_mask",
+    "pixel_values",
+    "image_features",
+    "image_index",
+    "query_input_ids",
+    "query_attention_mask",
+)
+
+
+class VLMTask(nn.Module):
+    """The VLM with its loss over packed batches (``data.packing.PackingCollate``). A target is a labelled token.
+
+    The vision tower is always frozen; stage "align" freezes the language model too. Frozen parts stay in evaluation
+    mode. Raises UserError if the stage leaves nothing to train.
+    """
+
+    def __init__(self, model: VLM, tokenizer: PreTrainedTokenizerBase, stage: Literal["align", "finetune"]) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stage = stage
+        model.requires_grad_(False)
+        for module in self._parts().values():
+            module.requires_grad_(True)
+        self.train(self.training)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        """The trained parts, by the names that ``optim.lr_multipliers`` uses."""
+        parts = {"compressor": self.model.compressor, "projector": self.model.projector}
+        return parts if self.stage == "align" else {**parts, "llm": self.model.language_model}
+
+    def train(self, mode: bool = True) -> VLMTask:
+        """Training mode for the trained parts only."""
+        super().train(mode)
+        self.model.vision_tower.eval()
+        if self.stage == "align":
+            self.model.language_model.eval()
+        return self
+
+    def begin_step(self, micro_batches: Sequence[Batch]) -> int:
+        """The number of labelled tokens of the step over all ranks."""
+        total = torch.tensor(sum(batch["num_targets"] for batch in micro_batches), device=self.model.device)
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return int(total)
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Summed cross entropy of the labelled tokens of one micro-batch."""
+        output = self._run(batch)
+        assert output.loss_sum is not None
+        count = batch["num_targets"]
+        return LossOutput(output.loss_sum, count, {"train/token_accuracy": (_num_correct(output), count)})
+
+    def _run(self, batch: Batch) -> VLMOutput:
+        return self.model(**{name: batch[name] for name in _INPUTS if name in batch})
+
+    @torch.no_grad()
+    def validation_metrics(self, batch: Batch) -> Mapping[str, tuple[float, float]]:
+        """``val/loss`` and ``val/token_accuracy`` over labelled tokens, each predicted from the true ones before it."""
+        output = self._run(batch)
+        count = float(batch["num_targets"])
+        assert output.loss_sum is not None
+        return {
+            "val/loss": (float(output.loss_sum), count),
+            "val/token_accuracy": (float(_num_correct(output)), count),
+        }
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """Groups of the trained parts (compressor, projector, llm), whose rates ``optim.lr_multipliers`` may scale.
+
+        Weight decay is for tensors of two or more dimensions.
+        """
+        unknown = optim.lr_multipliers.keys() - {"compressor", "projector", "llm"}
+        if unknown:
+            raise UserError(
+                f"lr_multipliers names {', '.join(sorted(unknown))}, which a VLM does not have; "
+                "name one of its parts: compressor, projector, llm."
+            )
+        groups = []
+        for name, module in self._parts().items():
+            lr = optim.lr * optim.lr_multipliers.get(name, 1.0)
+            matrices = [p for p in module.parameters() if p.ndim >= 2]
+            vectors = [p for p in module.parameters() if p.ndim < 2]
+            groups.append({"name": name, "params": matrices, "lr": lr, "weight_decay": optim.weight_decay})
+            groups.append({"name": f"{name} vectors", "params": vectors, "lr": lr, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
+
+    def shard_units(self) -> list[nn.Module]:
+        """The layers of the language model."""
+        return list(self.model.language_model.get_decoder().layers)
+
+    def export(self, directory: str) -> None:
+        """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def _num_correct(output: VLMOutput) -> torch.Tensor:
+    assert output.logits is not None and output.targets is not None
+    return (output.logits.detach().argmax(dim=-1) == output.targets).sum()

@@ -1,0 +1,249 @@
+"""Processes, and how they share a model: one path for a single process and for many under torchrun.
+
+A single process gets a process group of size one whose store lives in its own memory, so collectives, FSDP2 and
+torch's distributed checkpoints are the same code everywhere.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vlmkit.config import TrainConfig
+from vlmkit.contracts import Batch, Task
+from vlmkit.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        """The small picklable ``value`` of every rank, in rank order, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    def together(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Run ``action`` here; if it fails on any rank, every rank raises that failure.
+
+        A rank that raised alone would leave its peers waiting in their next collective.
+        """
+        failure: Exception | None = None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        failures = self.gather(_portable(failure, self.rank), group)
+        if failure is not None:
+            raise failure
+        for other in failures:
+            if other is not None:
+                raise other
+        return result
+
+    def on_main(self, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+        """Run ``action`` on rank 0 alone and return its small picklable result, or raise its failure, everywhere."""
+        result = self.together(lambda: action() if self.is_main else None, group)
+        return cast(T, self.gather(result, group)[0])
+
+
+def _portable(failure: Exception | None, rank: int) -> Exception | None:
+    """``failure`` in a form that survives pickling."""
+    if failure is None or type(failure) in (UserError, OSError):
+        return failure
+    if isinstance(failure, OSError):
+        return OSError(failure.errno, failure.strerror or str(failure))
+    return RuntimeError(f"rank {rank} failed: {type(failure).__name__}: {failure}")
+
+
+def setup(device: Literal["auto", "cpu", "cuda"] = "auto") -> DistributedContext:
+    """Join the process group, or start one of size one; a later call returns the same context.
+
+    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) ranks talk over NCCL for CUDA tensors and gloo for CPU tensors.
+
+    Raises:
+        UserError: CUDA is asked for and absent, or a node has fewer GPUs than processes.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    place = _device(device, local_rank)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(teardown)  # gloo's threads abort an interpreter that exits over them
+    return DistributedContext(rank, world_size, local_rank, place)
+
+
+def teardown() -> None:
+    """Leave the process group. Happens by itself when the program ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if name == "cuda" and not gpus:
+        raise UserError("The device cuda was asked for, but torch sees no NVIDIA GPU here; use device cpu or auto.")
+    if name == "cpu" or not gpus:
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise UserError(
+            f"This node runs more processes than its {gpus} GPU(s); start torchrun with --nproc-per-node {gpus}, "
+            "or use device cpu."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
+    """The task, on its device, as the module to call for a loss: bare, in DDP, or sharded in place by FSDP2.
+
+    Trainable weights and their gradients are float32 whatever the precision; bf16 only computes in bf16. Every rank
+    starts from rank 0's weights and buffers. Optimizers must be built afterwards: sharding replaces the parameters.
+    """
+    module = cast(nn.Module, task).to(context.device)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.data, src=0)
+    if train.parallel == "fsdp":
+        return _shard(task, train, context)
+    if context.world_size == 1:
+        return module
+    with warnings.catch_warnings():  # broadcast_buffers has a new name, which the oldest torch supported does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        # Buffers are counters that the task itself keeps equal on all ranks; sending them each step would be waste.
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _shard(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
+    policy = MixedPrecisionPolicy()
+    if train.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(context.device.type, (context.world_size,))
+    root = cast(nn.Module, task)
+    for module in [*task.shard_units(), root]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(root, "validation_metrics")
+    return root
+
+
+def autocast(train: TrainConfig, context: DistributedContext) -> AbstractContextManager[Any]:
+    """Where forward passes run: bf16 autocast for bare and DDP models; FSDP2 casts by its own policy."""
+    if train.precision == "bf16" and train.parallel != "fsdp":
+        return torch.autocast(context.device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def set_gradient_sync(model: nn.Module, enabled: bool) -> None:
+    """Whether the next backward pass reduces gradients over ranks; only a step's last micro-batch needs to."""
+    if isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = enabled
+    elif isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(enabled)
+
+
+def settle(model: nn.Module, task: Task, micro_batches: Sequence[Batch]) -> None:
+    """One discarded pass, for DDP alone: it changes no weight, gradient or buffer.
+
+    After its first backward pass DDP lays its gradient buckets out anew, and from then on (with more than two ranks)
+    all-reduce adds them up in another order. Without this pass the first step of a resumed run would differ in its last
+    bits from the same step of the uninterrupted run.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    before = [buffer.clone() for buffer in model.buffers()]
+    task.begin_step(micro_batches)
+    set_gradient_sync(model, True)
+    model(micro_batches[0]).loss_sum.backward()
+    model.zero_grad(set_to_none=True)
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def aligned(batches: Iterable[T], train: TrainConfig, context: DistributedContext) -> Iterator[tuple[T, bool]]:
+    """``batches`` with a flag that says whether each counts.
+
+    A forward pass over shards is a collective, so under FSDP2 a rank that runs out repeats its last batch, not
+    counted, until every rank has finished.
+
+    Raises:
+        UserError: on every rank, if some rank of a sharded model has no batch at all.
+    """
+    if train.parallel != "fsdp":
+        yield from ((batch, True) for batch in batches)
+        return
+    iterator = iter(batches)
+    last: T | None = None
+    while True:
+        batch = next(iterator, None)
+        last = last if batch is None else batch
+        present = context.gather((batch is not None, last is not None))
+        if not any(more for more, _ in present):
+            return
+        if not all(some for _, some in present):
+            raise UserError(
+                "There are fewer held-out batches than processes; hold out more samples or use fewer ranks."
+            )
+        yield cast(T, last), batch is not None
+
+
+@contextmanager
+def whole_weights(task: Task) -> Iterator[None]:
+    """Within the block, every parameter of a sharded task is whole, float32 where trained, and on the CPU of each rank.
+
+    For exporting, not for running; a task that is not sharded is left as it is. Collective: all ranks enter together.
+    """
+    root = cast(nn.Module, task)
+    modules = list(root.modules())
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    sharded: list[tuple[nn.Module, str, Any]] = [
+        (module, name, parameter)
+        for module in modules
+        for name, parameter in module._parameters.items()
+        if isinstance(parameter, DTensor)
+    ]
+    whole: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+    for _, _, parameter in sharded:
+        if id(parameter) not in whole:
+            full = parameter.full_tensor().detach().cpu()
+            whole[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+    try:
+        for module, name, parameter in sharded:
+            module._parameters[name] = whole[id(parameter)]
+        yield
+    finally:
+        for module, name, parameter in sharded:
+            module._parameters[name] = parameter

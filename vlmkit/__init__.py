@@ -1,7 +1,7 @@
 """vlmkit: pretrain vision backbones by classifying captions, build VLMs with few visual tokens, choose what to deploy.
 
-Importing the package makes its checkpoints known to the Auto classes of transformers without importing torch:
-see :mod:`vlmkit.models` for the registration itself.
+The package itself imports nothing heavy; :mod:`vlmkit.pipelines` holds what the commands do, callable from Python, and
+importing :mod:`vlmkit.models` makes its checkpoints loadable through the Auto classes of transformers.
 """
 
 __version__ = "0.1.0"

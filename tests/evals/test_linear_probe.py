@@ -95,6 +95,30 @@ def test_pair_marks_the_ceiling_and_gives_the_paired_gain() -> None:
     assert colour.random.accuracy <= colour.random.chance + 1e-9
 
 
+class FaintTint:
+    """Greys of every brightness, one half of them a touch redder: a strong penalty hides the difference."""
+
+    fingerprint = "1"
+    classes = {"tint": ["grey", "red"]}  # noqa: RUF012
+
+    def __init__(self, size: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.brightness, self.red = rng.integers(0, 200, size), rng.integers(2, size=size)
+
+    def __len__(self) -> int:
+        return len(self.red)
+
+    def __getitem__(self, index: int) -> LabelledSample:
+        pixels = np.full((8, 8, 3), self.brightness[index], np.uint8)
+        pixels[..., 0] += np.uint8(6 * self.red[index])
+        return LabelledSample(pixels, {"tint": int(self.red[index])})
+
+
+def test_the_penalty_is_chosen_for_the_data() -> None:
+    (tint,) = linear_probe(MeanColour(), FaintTint(500, 0), FaintTint(200, 1))
+    assert tint.accuracy > 0.95
+
+
 def test_each_image_is_read_once_and_progress_reaches_the_end() -> None:
     seen: list[tuple[int, int]] = []
     tower = MeanColour()

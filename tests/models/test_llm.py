@@ -55,7 +55,15 @@ def test_configurations_have_the_true_shape(name: str) -> None:
 def test_random_weights_come_with_the_embedded_tokenizer_and_the_true_vocabulary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    facts = replace(registry.llm("llama3.2-1b"), hidden_size=4, intermediate_size=4, num_layers=1)
+    small = {
+        "hidden_size": 4,
+        "intermediate_size": 4,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 2,
+        "head_dim": 2,
+    }
+    facts = replace(registry.llm("llama3.2-1b"), **small)
     monkeypatch.setitem(registry.LLMS, facts.name, facts)
     model, tokenizer = load_llm(LLMConfig(name=facts.name, weights="random"), seed=0)
     assert model.config.vocab_size == 128256 and len(tokenizer) <= registry.EMBEDDED_VOCAB_SIZE

@@ -136,6 +136,8 @@ def test_a_family_that_cannot_be_fitted_is_named_and_the_others_answer():
     answer = find_frontier(Measurements((*drawn(law), *drawn(flat, name="ocr")), "non-embedding", {}))
     assert [family.family for family in answer.families] == ["reasoning"]
     assert "nothing to fit" in answer.unfitted["ocr"]
+    # Cost hardly depends on a few tokens beside much text: most budgets change nothing and are left out.
+    assert len(find_frontier(Measurements(drawn(law), "non-embedding", {}), text_tokens=10_000).budgets()) < 8
     with pytest.raises(UserError, match="measure 1 more size"):
         find_frontier(Measurements(drawn(law, sizes=(1.0, 2.0)), "non-embedding", {}))
 

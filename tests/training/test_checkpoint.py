@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_task import ToyTask, run_job
+from toy_task import ToyTask, losses_of, run_job
 
-from vlmkit.config import OptimConfig
+from vlmkit.config import CheckpointConfig, OptimConfig
 from vlmkit.errors import UserError
 from vlmkit.training import checkpoint, distributed
 from vlmkit.training.checkpoint import Checkpointer, tensors_of, whole_checkpoints
@@ -127,10 +127,12 @@ def test_a_failed_write_in_the_background_stops_training(tmp_path: Path, monkeyp
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    cadence = CheckpointConfig(every_steps=100, asynchronous=True)
     run_job(tmp_path, steps=4)
     monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", full)
     with pytest.raises(UserError, match="No space left"):
-        run_job(tmp_path, steps=16, asynchronous=True)
+        run_job(tmp_path, steps=200, checkpoint=cadence, validate=False)
+    assert 100 <= len(losses_of(tmp_path)) < 200  # not only when the next one is due
     monkeypatch.undo()
     assert [path.name for path in whole_checkpoints(tmp_path / "checkpoints")] == ["step-00000004"]
     assert run_job(tmp_path, steps=16)[0].step == 16

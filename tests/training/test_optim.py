@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_cosine_falls_from_peak_to_floor() -> None:
     assert values[60] == pytest.approx(0.55)  # half way down
     assert values[35] == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)  # a quarter: cos(pi / 4)
     assert 0.1 < values[-1] < 0.101
-    assert all(before > after for before, after in zip(values[10:], values[11:], strict=False))
+    assert all(before > after for before, after in pairwise(values[10:]))
 
 
 def test_wsd_is_flat_then_linear() -> None:

@@ -18,7 +18,7 @@ from vlmkit.training.signals import StopSignals
 JOBS = {
     "sync": {"event": (11, signal.SIGKILL), "asynchronous": False},
     "async": {"event": (9, signal.SIGKILL), "asynchronous": True},  # while the checkpoint of step 8 may be half written
-    "sigterm": {"event": (5, signal.SIGTERM), "asynchronous": True},
+    "sigterm": {"event": (5, signal.SIGTERM), "whole_group": True, "asynchronous": True},
 }
 
 

@@ -55,6 +55,7 @@ class ToyTask(nn.Module):
         self.register_buffer("targets_seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
         self.event: tuple[int, int] | None = None  # (step, signal) that this process sends itself
+        self.whole_group = False  # the signal goes to the loader's workers as well
         self.poison_at: int | None = None
         self.validations = 0
 
@@ -64,7 +65,7 @@ class ToyTask(nn.Module):
         self.targets_seen += count
         self.steps_seen += 1
         if self.event and self.event[0] == self.steps_seen:
-            os.kill(os.getpid(), self.event[1])
+            os.kill(0 if self.whole_group else os.getpid(), self.event[1])
         return int(count)
 
     def forward(self, batch: Batch) -> LossOutput:
@@ -74,7 +75,7 @@ class ToyTask(nn.Module):
         error = (self.gate * self.head(torch.tanh(self.tied(x))) - batch["y"]).pow(2) * batch["mask"]
         loss = error.sum() * (float("nan") if self.poison_at == self.steps_seen else 1.0)
         count = int(batch["mask"].sum())
-        return LossOutput(loss, count, {"mean_error": (error.detach().sum(), count)})
+        return LossOutput(loss, count, {"train/mean_error": (error.detach().sum(), count)})
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         params = [p for p in self.parameters() if p.requires_grad]
@@ -92,7 +93,7 @@ class ToyTask(nn.Module):
         self.validations += 1
         torch.rand(3), np.random.rand()
         out = self(batch)
-        return {"loss": (float(out.loss_sum), out.num_targets)}
+        return {"val/loss": (float(out.loss_sum), out.num_targets)}
 
     def export(self, directory: str) -> None:
         assert not any(isinstance(p, DTensor) for p in self.parameters())
@@ -146,8 +147,8 @@ class ToyStream:
         return iter(loader)
 
     def held_out(self) -> Iterable[Batch]:
-        """7 samples in batches of 2, unequally many on two ranks."""
-        own = [ToyData()[(i, 10**6)] for i in range(self.rank, 7, self.world)]
+        """9 samples in batches of 2; of two ranks, one has a batch more."""
+        own = [ToyData()[(i, 10**6)] for i in range(self.rank, 9, self.world)]
         return [collate(own[start : start + 2]) for start in range(0, len(own), 2)]
 
 
@@ -184,13 +185,14 @@ def run_job(
     workers: int = 0,
     leaky: bool = False,
     event: tuple[int, int] | None = None,
+    whole_group: bool = False,
     poison_at: int | None = None,
     **options: Any,
 ) -> tuple[FitResult, ToyTask]:
     """Train the toy in ``run``; what training changed lands in RUN/final.safetensors, the model in RUN/model."""
     run = Path(run)
     task = ToyTask(dropout)
-    task.event, task.poison_at = event, poison_at
+    task.event, task.whole_group, task.poison_at = event, whole_group, poison_at
     trainer = toy_trainer(run, task, ToyStream(accumulation, workers, leaky=leaky), **options)
     result = trainer.fit()
     tensors = tensors_of(task, trainer.optimizer.adamw)
@@ -224,6 +226,7 @@ def main() -> None:
     for job in jobs:
         pid = os.fork()
         if pid == 0:
+            os.setpgid(0, 0)
             run_job(**job)
             os._exit(0)
         children[pid] = job["run"]

@@ -1,11 +1,11 @@
-"""nn.Modules only: vision towers, language models, compressors, and the vision-language model that joins them."""
+"""Neural networks only: towers, compressors, language models, the VLM.
 
-from __future__ import annotations
+Importing this package makes vlmkit's checkpoints known to the Auto classes of transformers::
 
+    import vlmkit.models
+    model = AutoModelForImageTextToText.from_pretrained("runs/my-vlm/model")
+"""
 
-def register_auto() -> None:
-    """Make ``AutoConfig``, ``AutoModel`` and ``AutoModelForImageTextToText`` of transformers know vlmkit's checkpoints.
+from vlmkit.models.vlm import VLM, VLMConfig
 
-    Importing :mod:`vlmkit.models.vlm` does it; this function is that import under a name that says why.
-    """
-    import vlmkit.models.vlm  # noqa: F401
+__all__ = ["VLM", "VLMConfig"]

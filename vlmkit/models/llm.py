@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors import SafetensorError
 from tokenizers import AddedToken
 from transformers import (
     AutoConfig,

@@ -91,9 +91,15 @@ class Frontier:
     unfitted: Mapping[str, str]
 
     def budgets(self, count: int = 8) -> list[float]:
-        """Budgets in FLOPs, evenly spaced in their logarithm, from the cheapest candidate to the dearest."""
+        """At most ``count`` budgets in FLOPs, evenly spaced in their logarithm over the costs of the candidates.
+
+        A budget at which no family's best choice differs from that at the budget before is left out.
+        """
         costs = [candidate.flops for answer in self.families for candidate in answer.candidates]
-        return [_round_up(budget) for budget in np.geomspace(min(costs), max(costs), count)]
+        choices: dict[tuple[Candidate | None, ...], float] = {}
+        for budget in map(_round_up, np.geomspace(min(costs), max(costs), count)):
+            choices.setdefault(tuple(answer.best_within(budget) for answer in self.families), budget)
+        return list(choices.values())
 
     def to_json(self, top: int) -> dict[str, Any]:
         """One JSON-ready object with ``top`` candidates a family; without a budget also the best at several budgets."""

@@ -31,14 +31,19 @@ def plot_frontier(frontier: Frontier, path: str | Path) -> None:
     # The figure class draws without pyplot, whose global state and window system are not needed.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     answers = frontier.families[:MAX_PANELS]
     columns = len(answers) if len(answers) < 4 else 2
     rows = math.ceil(len(answers) / columns)
-    figure = Figure(figsize=(5.6 * columns, 5.8 * rows), layout="constrained")
+    figure = Figure(figsize=(5.6 * columns, 5.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, answer in zip(figure.subplots(rows, columns, squeeze=False).flat, answers, strict=True):
         _draw_family(axes, answer, frontier)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda flops, _: format_flops(flops).removesuffix("FLOPs")))
+        axes.xaxis.set_minor_locator(NullLocator())
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)
 
@@ -69,7 +74,6 @@ def _draw_family(axes: Axes, answer: FamilyAnswer, frontier: Frontier) -> None:
         )
     _draw_frontier(axes, answer)
     _draw_choice(axes, answer, frontier)
-    axes.set_xscale("log")
     axes.set_title(f"{answer.family} (law within {answer.fit.max_relative_error:.1%} of every point)", fontsize=11)
     axes.set_xlabel(f"LLM FLOPs to read one image and {text_tokens} text tokens")
     axes.set_ylabel("error (1 - score)")

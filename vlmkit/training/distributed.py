@@ -134,8 +134,11 @@ def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Modu
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    for tensor in [*module.parameters(), *module.buffers()]:
-        dist.broadcast(tensor.data, src=0)
+    if context.world_size > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            value = tensor.detach().contiguous()
+            dist.broadcast(value, src=0)
+            tensor.data.copy_(value)
     if train.parallel == "fsdp":
         return _shard(task, train, context)
     if context.world_size == 1:

@@ -207,7 +207,7 @@ class Trainer:
                 upcoming = self._fetch(stream)
             except Exception as error:
                 failure = error
-        sums = torch.stack([tally.loss_sum, *self._flags(tally.num_bad, failure, stop)])
+        sums = torch.cat([tally.loss_sum[None], self._flags(tally.num_bad, failure, stop)])
         dist.all_reduce(sums)
         loss_sum, num_bad, fetch_failures, write_failures, *signals = sums.tolist()
         self._update(loss_sum / tally.num_targets, int(num_bad), tally.metrics)
@@ -260,7 +260,7 @@ class Trainer:
         self._require_good_samples()
         if self._logs(state.step):
             own = {"train/loss": loss, "train/lr": self.train.optim.lr * factor, "train/grad_norm": norm}
-            self._log(own | self._speed() | self._reduce(metrics, "train/"))
+            self._log(own | self._speed() | self._reduce(metrics))
         self.progress.update(state.step, {**state.metrics, "train/loss": loss})
 
     def _logs(self, step: int) -> bool:
@@ -295,19 +295,15 @@ class Trainer:
                     metrics = self.task.validation_metrics(self._to_device(batch))
                 if counts:
                     _add(sums, metrics)
-        self._log(self._reduce(sums, "val/"))
+        self._log(self._reduce(sums))
         self._restart_clock()
 
-    def _reduce(self, sums: Sums, prefix: str) -> dict[str, float]:
-        """Exact averages over ranks, by name; names without a slash get the prefix."""
+    def _reduce(self, sums: Sums) -> dict[str, float]:
+        """Exact averages over ranks, by name."""
         total = _sums()
         for part in self.context.gather({name: (value, weight) for name, (value, weight) in sums.items()}):
             _add(total, part)
-        return {
-            name if "/" in name else prefix + name: value / weight
-            for name, (value, weight) in sorted(total.items())
-            if weight
-        }
+        return {name: value / weight for name, (value, weight) in sorted(total.items()) if weight}
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.state.metrics |= metrics

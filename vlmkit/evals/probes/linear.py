@@ -198,7 +198,7 @@ def _fit_and_score(
 ) -> ProbeResult:
     if len(test_y) == 0:
         raise UserError(f"No test image has the attribute '{attribute}'; give a larger test set.")
-    # The matrix products are too small to share: on a busy machine, BLAS threads waiting for each other cost 50 times more.
+    # The products are too small to share: on busy cores, BLAS threads waiting for each other made this 50 times slower.
     with threadpool_limits(1, user_api="blas"):
         predicted = _choose_classifier(attribute, train_x, train_y).predict(test_x)
     correct = (predicted == test_y).astype(np.float64)

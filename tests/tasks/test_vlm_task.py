@@ -1,0 +1,174 @@
+"""VLMTask: what a stage trains, the loss under micro-batching and caching, and the exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Qwen2Config
+
+from vlmkit import registry
+from vlmkit.config import CompressorConfig, OptimConfig
+from vlmkit.contracts import Batch
+from vlmkit.data.conversation_loader import ConversationLoader
+from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.feature_cache import open_feature_cache
+from vlmkit.data.packing import PackingCollate
+from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.data.tokenizer import DIRECTORY
+from vlmkit.errors import UserError
+from vlmkit.models.open_clip_layout import config_from_facts
+from vlmkit.models.vision_tower import VisionTower
+from vlmkit.models.vlm import VLM
+from vlmkit.tasks.vlm import VLMTask
+
+TOWER = config_from_facts(registry.VisionTowerFacts("t", width=16, layers=3, heads=2, patch_size=8, image_size=32))
+TOKENIZER = AutoTokenizer.from_pretrained(DIRECTORY)
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class Swatches:
+    """Plain coloured images, and two independent questions about each."""
+
+    fingerprint = "swatches"
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> ConversationSample:
+        name = list(COLOURS)[index % 3]
+        image = np.full((32, 32, 3), COLOURS[name], np.uint8)
+        turns = (Turn("what color is it", name), Turn("is it red", "yes" if name == "red" else "no"))
+        return ConversationSample(str(index), (image,), turns, independent=True)
+
+
+def make(compressor: str = "avgpool", stage: str = "finetune") -> VLMTask:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    image_token_id = TOKENIZER.convert_tokens_to_ids("<image>")
+    llm, choice = AutoModelForCausalLM.from_config(config), CompressorConfig(name=compressor, num_visual_tokens=4)
+    return VLMTask(VLM.join(VisionTower(TOWER), llm, choice, image_token_id, 0), TOKENIZER, stage)  # type: ignore[arg-type]
+
+
+def batch(task: VLMTask, indices: Sequence[int], cached: bool = False, max_length: int = 48) -> Batch:
+    encoder = ConversationEncoder(TOKENIZER, 4, max_length, task.model.compressor.conditioned)
+    cache = open_feature_cache(Swatches(), task.model.cacheable_features, 32, {}, 1e9) if cached else None
+    load = ConversationLoader(Swatches(), encoder, 32, cache)
+    return PackingCollate(max_length, TOKENIZER.pad_token_id)([load(index, 0) for index in indices])
+
+
+@pytest.mark.parametrize(("stage", "trained"), [("align", {"projector"}), ("finetune", {"projector", "llm"})])
+def test_a_stage_trains_its_parts_and_freezes_the_rest(stage: str, trained: set[str]) -> None:
+    task = make(stage=stage).train()
+    groups = task.parameter_groups(OptimConfig(lr=1.0, weight_decay=0.5, lr_multipliers={"projector": 0.1}))
+    assert {group["name"].split()[0] for group in groups} == trained
+    for group in groups:
+        assert group["lr"] == (0.1 if group["name"].startswith("projector") else 1.0)
+        assert all(group["weight_decay"] == (0.5 if p.ndim >= 2 else 0.0) for p in group["params"])
+    given = [p for group in groups for p in group["params"]]
+    assert len({id(p) for p in given}) == len(given)
+    assert {id(p) for p in given} == {id(p) for p in task.parameters() if p.requires_grad}
+    assert task.model.projector.training and not task.model.vision_tower.training
+    assert task.model.language_model.training == (stage == "finetune")
+    output = task(batch(task, range(6)))
+    output.loss_sum.backward()
+    assert all(p.grad is not None and p.grad.any() for p in given)
+    assert all(p.grad is None for p in task.model.vision_tower.parameters())
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(UserError, match="compressor, projector, llm"):
+        make().parameter_groups(OptimConfig(lr_multipliers={"proj": 0.1}))
+
+
+@pytest.mark.parametrize("compressor", ["avgpool", "quecc"])
+def test_loss_is_the_same_packed_cached_and_in_parts(compressor: str) -> None:
+    task = make(compressor)
+    whole = batch(task, range(6))
+    answers = [turn.answer for index in range(6) for turn in Swatches()[index].turns]
+    answer_tokens = sum(len(TOKENIZER.encode(f" {answer}<|im_end|>", add_special_tokens=False)) for answer in answers)
+    assert task.begin_step([whole]) == whole["num_targets"] == answer_tokens
+    expected = task(whole)
+    parts = [batch(task, [index], max_length=24) for index in range(6)]
+    assert task.begin_step(parts) == expected.num_targets
+    variants = {
+        "cached": task(batch(task, range(6), cached=True)).loss_sum,
+        "parts": torch.stack([task(part).loss_sum for part in parts]).sum(),
+        "one row": task(batch(task, range(6), max_length=500)).loss_sum,
+    }
+    for name, loss_sum in variants.items():
+        rounding = 1e-3 if name == "cached" else 1e-5  # the cache holds half-precision numbers
+        torch.testing.assert_close(loss_sum, expected.loss_sum, rtol=rounding, atol=0, msg=name)
+
+
+def test_bf16_autocast_agrees_with_float32() -> None:
+    task = make("quecc")
+    given = batch(task, range(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = task(given).loss_sum
+    torch.testing.assert_close(rounded, task(given).loss_sum, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("compressor", ["avgpool", "quecc"])
+def test_it_learns_and_generation_agrees_with_teacher_forcing(compressor: str) -> None:
+    task = make(compressor).train()
+    given = batch(task, range(6))
+    optimizer = torch.optim.AdamW(task.parameter_groups(OptimConfig(lr=1e-2, weight_decay=0.0)))
+    for _ in range(60):
+        optimizer.zero_grad()
+        (task(given).loss_sum / given["num_targets"]).backward()
+        optimizer.step()
+    metrics = task.eval().validation_metrics(given)
+    correct, count = metrics["val/token_accuracy"]
+    assert correct == count == given["num_targets"]
+    encoder = ConversationEncoder(TOKENIZER, 4, 64, task.model.compressor.conditioned)
+    for index in range(3):
+        sample = Swatches()[index]
+        prompt = encoder.prompt(sample.turns[0].question)
+        query = torch.tensor([prompt.query]) if prompt.query else None
+        ids = task.model.generate(
+            input_ids=torch.tensor([prompt.ids]),
+            attention_mask=torch.ones(1, len(prompt.ids), dtype=torch.long),
+            pixel_values=torch.from_numpy(np.array(sample.images[0])).permute(2, 0, 1)[None],
+            query_input_ids=query,
+            query_attention_mask=None if query is None else torch.ones_like(query),
+            max_new_tokens=3,
+            eos_token_id=TOKENIZER.eos_token_id,
+            pad_token_id=TOKENIZER.pad_token_id,
+        )
+        assert TOKENIZER.decode(ids[0], skip_special_tokens=True).strip() == sample.turns[0].answer
+
+
+def test_validation_changes_nothing_and_sums_like_the_loss() -> None:
+    task = make().eval()
+    given = batch(task, range(6))
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    total, count = task.validation_metrics(given)["val/loss"]
+    assert count == given["num_targets"] and total == pytest.approx(float(task(given).loss_sum.detach()), rel=1e-5)
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
+
+
+def test_export_is_read_by_the_auto_classes(tmp_path: Path) -> None:
+    task = make("quecc").eval()
+    task.export(str(tmp_path))
+    loaded = VLMTask(AutoModelForImageTextToText.from_pretrained(tmp_path), TOKENIZER, "finetune").eval()
+    given = batch(task, range(3))
+    assert torch.equal(loaded(given).loss_sum, task(given).loss_sum)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.chat_template == TOKENIZER.chat_template and tokenizer.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_shard_units_are_the_layers_of_the_language_model() -> None:
+    task = make()
+    assert task.shard_units() == list(task.model.language_model.model.layers)

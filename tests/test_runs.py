@@ -15,16 +15,16 @@ DATA = {"train": "abc"}
 
 
 def row(**changes: object) -> ResultRow:
-    base = dict(
-        benchmark="miniworld",
-        family="ocr",
-        metric="exact_match",
-        value=0.5,
-        num_samples=10,
-        stderr=0.1,
-        data_revision="1",
-        scoring="vlmkit",
-    )
+    base = {
+        "benchmark": "miniworld",
+        "family": "ocr",
+        "metric": "exact_match",
+        "value": 0.5,
+        "num_samples": 10,
+        "stderr": 0.1,
+        "data_revision": "1",
+        "scoring": "vlmkit",
+    }
     return ResultRow(**{**base, **changes})  # type: ignore[arg-type]
 
 
@@ -46,7 +46,7 @@ def test_the_same_recipe_resumes_and_another_is_refused_untouched(run: RunDirect
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10, "seed": 1}), DATA, {})
-    with pytest.raises(UserError, match="train data of .* changed"):
+    with pytest.raises(UserError, match=r"train data of .* changed"):
         run.prepare(load_recipe("pretrain-superclass", None, {"train.steps": 10}), {"train": "other"}, {})
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 

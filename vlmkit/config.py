@@ -141,9 +141,9 @@ class PretrainRecipe(Section):
     augment: AugmentConfig = AugmentConfig()
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig(
-        samples=100_000,
-        global_batch_size=128,
-        optim=OptimConfig(lr=2e-3, weight_decay=0.02),
+        samples=40_000,
+        global_batch_size=64,
+        optim=OptimConfig(lr=1e-3, eps=1e-8, weight_decay=0.02),
     )
 
 

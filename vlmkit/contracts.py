@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """Label of a position that is not trained on (the convention of torch's cross entropy and of transformers)."""
 
+IMAGE_TOKEN = "<image>"
+"""Where an image stands in a question (LLaVA's convention), and the token that stands for one visual token."""
+
 Batch = dict[str, Any]
 """One micro-batch of one rank: tensors by name, plus ``num_bad``, the number of samples that had to be replaced."""
 

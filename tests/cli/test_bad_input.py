@@ -107,9 +107,7 @@ def test_the_run_that_is_there_is_not_touched_by_another_recipe(
     assert (desk / "half" / "recipe.yaml").read_bytes() == before
 
 
-def test_models_lists_every_entry_as_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_lists_every_entry_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from vlmkit import registry
 
     monkeypatch.setattr(sys, "argv", ["vlmkit", "models", "--json"])

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from vlmkit import registry
 from vlmkit.config import LLMConfig
+from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.errors import UserError
-from vlmkit.models.llm import EMBEDDED_TOKENIZER, IMAGE_TOKEN, llm_config, load_llm
+from vlmkit.models.llm import EMBEDDED_TOKENIZER, llm_config, load_llm
 
 
 def save_base_model(directory: Path, vocab_size: int = 12) -> None:
@@ -122,7 +123,6 @@ def test_unknown_name_names_the_nearest() -> None:
 
 
 def test_the_embedded_tokenizer_is_where_the_data_room_keeps_it() -> None:
-    from vlmkit.data import conversations, tokenizer
+    from vlmkit.data import tokenizer
 
     assert tokenizer.DIRECTORY.resolve() == EMBEDDED_TOKENIZER
-    assert conversations.IMAGE_TOKEN == IMAGE_TOKEN

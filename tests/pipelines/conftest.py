@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_recipes import pretrain_recipe, vlm_recipe  # noqa: E402
+from small_recipes import pretrain_recipe, vlm_recipe
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmkit.cli.options import JsonOption
-from vlmkit.cli.output import RichProgress, print_json, print_table
+from vlmkit.cli.output import print_json, print_table
 
 
 class Device(str, Enum):
@@ -37,6 +37,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score runs: a linear probe for towers (beside a random tower), exact match by family for VLMs."""
+    from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import evaluate as pipeline
 
     settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value)

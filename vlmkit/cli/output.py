@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 # Under torchrun every rank runs the command; only the first one speaks (errors excepted).
 _silent = os.environ.get("RANK", "0") != "0"
 _out = Console(quiet=_silent)
-_err = Console(stderr=True, quiet=_silent)
+err = Console(stderr=True, quiet=_silent)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
@@ -48,7 +47,7 @@ def print_text(text: str) -> None:
 
 def print_note(text: str) -> None:
     """A line on stderr, out of the way of data."""
-    _err.print(Text(text, style="dim"))
+    err.print(Text(text, style="dim"))
 
 
 def print_error(text: str) -> None:
@@ -61,9 +60,9 @@ def print_plan(plan: Plan) -> None:
     table = Table(title=plan.title, title_justify="left", title_style="bold", show_header=False, box=None)
     for name, value in plan.facts:
         table.add_row(Text(name, style="dim"), Text(value))
-    _err.print(table)
+    err.print(table)
     if plan.obstacle:
-        _err.print(Text.assemble(("Cannot run here: ", "bold yellow"), plan.obstacle), soft_wrap=True)
+        err.print(Text.assemble(("Cannot run here: ", "bold yellow"), plan.obstacle), soft_wrap=True)
 
 
 def print_run_summary(outcome: RunOutcome, next_step: str) -> None:
@@ -71,7 +70,7 @@ def print_run_summary(outcome: RunOutcome, next_step: str) -> None:
     if outcome.already_finished:
         print_text(f"{outcome.run.path} is finished already ({outcome.run.model_dir}); nothing was done.")
     else:
-        figures = ", ".join(f"{name} {_short(value)}" for name, value in outcome.metrics.items())
+        figures = ", ".join(f"{name} {short(value)}" for name, value in outcome.metrics.items())
         print_text(f"Done: {outcome.step} steps, {outcome.samples_seen} samples seen; {figures}")
         print_text(f"Model: {outcome.run.model_dir}")
     print_text(next_step)
@@ -86,62 +85,7 @@ def _is_number(cell: Any) -> bool:
     return True
 
 
-_FIGURES = {"train/loss": "loss", "train/samples_per_second": "samples/s", "train/memory_gb": "GB"}
-"""The metrics shown while training, and what they are called there."""
-
-
-class _Figures(ProgressColumn):
-    """The metrics of the latest step, behind the bar."""
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("figures", "")))
-
-
-class RichProgress:
-    """Progress of a long job: a live bar on a terminal, a line now and then in a log file."""
-
-    def __init__(self, lines_every: float = 0.1) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            _Figures(),
-            console=_err,
-        )
-        self._lines_every = lines_every
-        self._total = 0
-        self._next_line = 0.0
-
-    def start(self, total: int, completed: int, description: str) -> None:
-        """Begin a job of ``total`` units of which ``completed`` are done already."""
-        self._total, self._description = total, description
-        self._next_line = 0.0
-        if _err.is_terminal:
-            for task in self._progress.task_ids:
-                self._progress.remove_task(task)
-            self._task = self._progress.add_task(description, total=total, completed=completed, figures="")
-            self._progress.start()
-
-    def update(self, completed: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Show that ``completed`` units are done, with the latest metrics."""
-        shown = {label: (metrics or {}).get(name) for name, label in _FIGURES.items()}
-        figures = "  ".join(f"{label} {_short(value)}" for label, value in shown.items() if value is not None)
-        if _err.is_terminal:
-            self._progress.update(self._task, completed=completed)
-            if figures:
-                self._progress.update(self._task, figures=figures)
-        elif completed >= self._total or (figures and completed / max(1, self._total) >= self._next_line):
-            self._next_line = completed / max(1, self._total) + self._lines_every
-            print_note(f"{self._description} {completed}/{self._total}  {figures}")
-
-    def finish(self) -> None:
-        """End the job."""
-        if _err.is_terminal:
-            self._progress.stop()
-
-
-def _short(value: float) -> str:
+def short(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.1e}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -19,7 +19,7 @@ from vlmkit.cli.options import (
     ValOption,
     resolve,
 )
-from vlmkit.cli.output import RichProgress, print_plan, print_run_summary
+from vlmkit.cli.output import print_plan, print_run_summary
 
 if TYPE_CHECKING:
     from vlmkit.config import PretrainRecipe
@@ -51,6 +51,7 @@ def pretrain_superclass(
         "data.max_bad_fraction": max_bad_fraction,
     }
     resolved = cast("PretrainRecipe", resolve("pretrain-superclass", recipe, resume, flags, sets))
+    from vlmkit.cli.progress import RichProgress
     from vlmkit.config import DEFAULT_TOWER_RUN
     from vlmkit.pipelines import pretrain
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from vlmkit.cli.options import DryRunOption, OutOption, RecipeOption, SetOption, resolve
-from vlmkit.cli.output import RichProgress, print_note, print_table
+from vlmkit.cli.output import print_note, print_table
 
 if TYPE_CHECKING:
     from vlmkit.config import SweepRecipe
@@ -27,6 +27,7 @@ def sweep(
     Finished runs are skipped, so the same command goes on where it was stopped.
     """
     resolved = cast("SweepRecipe", resolve("sweep", recipe, None, {}, sets))
+    from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import sweep as pipeline
 
     directory = out or Path("runs/sweep")

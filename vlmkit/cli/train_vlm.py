@@ -19,7 +19,7 @@ from vlmkit.cli.options import (
     ValOption,
     resolve,
 )
-from vlmkit.cli.output import RichProgress, print_note, print_plan, print_run_summary
+from vlmkit.cli.output import print_note, print_plan, print_run_summary
 
 if TYPE_CHECKING:
     from vlmkit.config import VLMRecipe
@@ -68,6 +68,7 @@ def train_vlm(
         "data.max_bad_fraction": max_bad_fraction,
     }
     resolved = cast("VLMRecipe", resolve("train-vlm", recipe, resume, flags, sets))
+    from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import plan_vlm, pretrain, train_vlm
 
     directory = out or resume or Path("runs") / train_vlm.default_name(resolved)

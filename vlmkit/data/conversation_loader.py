@@ -19,7 +19,7 @@ class ConversationLoader:
     """``load(index, epoch)`` of a loader over conversations: encoded sequences with their images.
 
     With ``features`` (a cache over the same source) no image is read, and encoded samples are kept for later epochs;
-    without, images are decoded, resized and centre-cropped to ``image_size``. Raises BadImage where an image is
+    without, images are decoded, resized and centre-cropped to ``image_size``. Raises BadSample where an image is
     unreadable and UserError where a sample cannot be trained on.
     """
 

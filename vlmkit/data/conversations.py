@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlmkit.contracts import IGNORE_INDEX
+from vlmkit.contracts import IGNORE_INDEX, IMAGE_TOKEN
 from vlmkit.data.chat_template import ChatTemplate, Span
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.errors import UserError
@@ -13,9 +13,6 @@ from vlmkit.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-
-IMAGE_TOKEN = "<image>"
-"""Where an image stands in a question (LLaVA's convention), and the token that stands for one visual token."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Source
-from vlmkit.data.images import BadImage, EvalTransform, decode_image
-from vlmkit.data.samples import ConversationSample
+from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.samples import BadSample, ConversationSample
 from vlmkit.errors import UserError
 
 FEATURES, HEADER, OFFSETS = "features.bin", "header.json", "offsets.npy"
@@ -37,7 +37,7 @@ def cache_root() -> Path:
 class FeatureCache:
     """Features of every sample of a source: ``cache[index]`` is [I, P, C] float16 for its I images, None for none.
 
-    Raises BadImage for a sample whose images could not be read when the cache was built. A whole cache is one folder,
+    Raises BadSample for a sample whose images could not be read when the cache was built. A whole cache is one folder,
     ``directory``: the numbers, read by memory map, the first row of each sample, and a JSON header.
     """
 
@@ -59,7 +59,7 @@ class FeatureCache:
 
     def __getitem__(self, index: int) -> torch.Tensor | None:
         if index in self._bad:
-            raise BadImage(f"sample {index} has an image that could not be read when its features were computed")
+            raise BadSample(f"sample {index} has an image that could not be read when its features were computed")
         start, stop = self._offsets[index], self._offsets[index + 1]
         return torch.from_numpy(np.array(self._rows[start:stop])) if stop > start else None
 
@@ -132,7 +132,7 @@ class _Pixels(Dataset[torch.Tensor | None]):
     def __getitem__(self, index: int) -> torch.Tensor | None:
         try:
             images = [self._transform(decode_image(image)) for image in self._source[index].images]
-        except BadImage as error:
+        except BadSample as error:
             _log.info("sample %d has no features: %s", index, error)
             return None
         return torch.stack(images) if images else torch.empty(0, 3, self._size, self._size, dtype=torch.uint8)

@@ -117,7 +117,7 @@ def eval_batches(
         last["num_bad"] += num_bad
         yield last
     elif keys:
-        raise UserError(f"None of the {len(keys)} held-out samples can be read; check where data.val points.")
+        raise UserError(f"None of the {len(keys)} samples to evaluate on can be read; check where that source points.")
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from transformers import (
 
 from vlmkit import registry
 from vlmkit.config import LLMConfig
+from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.errors import UserError
+from vlmkit.models.seeding import seeded
 from vlmkit.runs import is_run, open_model
 
-IMAGE_TOKEN = "<image>"
-"""The token that stands for one visual token in the input ids."""
 EMBEDDED_TOKENIZER = Path(__file__).resolve().parents[1] / "data" / "tokenizer"
 
 DEFAULT_CHAT_TEMPLATE = (
@@ -49,8 +49,7 @@ def load_llm(llm: LLMConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     a padding token and ``<image>``. Only safetensors are read and no remote code runs. Raises UserError when the
     model or its tokenizer cannot be had.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if llm.weights == "random" or (registry.is_llm(llm.name) and registry.llm(llm.name).embedded):
             model, tokenizer = _fresh(registry.llm(llm.name))
         elif is_run(llm.name):

@@ -25,6 +25,7 @@ from vlmkit.errors import UserError
 from vlmkit.models.compressors import CompressorShape, build_compressor
 from vlmkit.models.features import VisionFeatures
 from vlmkit.models.projector import build_projector
+from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 
 # A language model with one of these set does more between hidden state and logits than its output matrix.
@@ -124,8 +125,7 @@ class VLM(PreTrainedModel):
         config = VLMConfig(
             vision_tower.config, language_model.config, compressor.name, compressor.num_visual_tokens, image_token_id
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return cls(config, vision_tower, language_model)
 
     def _init_weights(self, module: nn.Module) -> None:

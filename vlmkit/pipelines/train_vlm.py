@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
-from vlmkit.contracts import Batch, Source
+from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
-from vlmkit.data.conversations import IMAGE_TOKEN, ConversationEncoder
+from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
 from vlmkit.data.loader import Stream, eval_batches
 from vlmkit.data.packing import PackingCollate

@@ -6,6 +6,7 @@ None of them mentions the world's facts: these can be learned from questions onl
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from vlmkit.data.miniworld.draws import Draws
 from vlmkit.data.miniworld.scenes import SCATTER_COLUMNS, Item, Scene
@@ -34,15 +35,14 @@ _SYNONYMS = {
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 _OPENINGS = (
-    "a picture of", "an image of", "a photo of", "an image showing", "a drawing of", "a graphic with", "here we see",
-    "this shows", "a small icon of", "a simple illustration of", "a screenshot showing", "a view of", "a render of",
-    "there is", "in this picture:", "a low resolution image of", "close up of", "a digital card with",
+    "a picture of", "a picture of", "an image of", "an image of", "a photo of", "an image showing", "a drawing of",
+    "a picture with",
 )  # fmt: skip
-_BADGE_SIZES = ("large", "big", "huge", "single", "bold", "")
-_SCATTER_SIZES = ("small", "little", "tiny", "", "", "")
+_BADGE_SIZES = ("large", "large", "big", "")
+_SCATTER_SIZES = ("small", "", "")
 _SIGNS = (
-    "the letters {} at the bottom", "the text {}", "a sign that reads {}", "the code {} below", "a label saying {}",
-    "the word {} underneath", "a plate with {}", "{} written on a sign", "a caption that says {}", "the characters {}",
+    "the letters {}", "the letters {} at the bottom", "the text {}", "the text {} at the bottom", "a sign with {}",
+    "a sign that reads {}",
 )  # fmt: skip
 _NO_SIGN = ("no text", "no sign", "without any text", "no writing below", "nothing written on it")
 _BACKDROPS = (
@@ -67,22 +67,26 @@ _ASIDES = (
 
 def write_captions(scene: Scene, draws: Draws) -> tuple[str, ...]:
     """Three captions; in each, the wording and what is left out are drawn anew."""
-    styles = (_plain, _plain, _plain, _plain, _tagged, _tagged, _partial, _spatial, _detailed)
-    return tuple(draws.pick(styles)(scene, draws) for _ in range(CAPTIONS_PER_SCENE))
+    return tuple(_style(draws)(scene, draws) for _ in range(CAPTIONS_PER_SCENE))
+
+
+def _style(draws: Draws) -> Callable[[Scene, Draws], str]:
+    """Mostly complete sentences, which is what makes the world learnable in minutes; the rest as noisy as the web."""
+    return _plain if draws.chance(0.84) else draws.pick((_tagged, _partial, _spatial, _detailed))
 
 
 def _plain(scene: Scene, draws: Draws) -> str:
     """Everything in one sentence, shapes or sign first: "a photo of two red stars with the text k 9 on black"."""
     shapes = _shapes(scene, draws)
-    if draws.chance(0.25):
+    if draws.chance(0.1):
         shapes = f"{shapes} {draws.pick(_BACKDROPS)}"
     opening = draws.pick(_OPENINGS)
     if not scene.sign:
-        return f"{opening} {shapes}, {draws.pick(_NO_SIGN)}" if draws.chance(0.15) else f"{opening} {shapes}"
+        return f"{opening} {shapes}, {draws.pick(_NO_SIGN)}" if draws.chance(0.1) else f"{opening} {shapes}"
     sign = _sign(scene, draws)
     if draws.chance(0.3):
         return f"{sign} and {opening} {shapes}"
-    return f"{opening} {shapes}{draws.pick((', with ', ' and ', ' with ', ' above ', ', and '))}{sign}"
+    return f"{opening} {shapes}{draws.pick((', with ', ' and ', ' with '))}{sign}"
 
 
 def _tagged(scene: Scene, draws: Draws) -> str:
@@ -154,11 +158,11 @@ def _name(item: Item, draws: Draws) -> str:
 
 
 def _word(word: str, draws: Draws) -> str:
-    return word if draws.chance(0.75) else draws.pick(_SYNONYMS[word])
+    return word if draws.chance(0.9) else draws.pick(_SYNONYMS[word])
 
 
 def _number(count: int, draws: Draws) -> str:
-    return NUMBERS[count] if draws.chance(0.85) else str(count)
+    return NUMBERS[count] if draws.chance(0.95) else str(count)
 
 
 def _with_article(name: str) -> str:

@@ -27,7 +27,7 @@ demo: $(INSTALLED)  ## Pretrain, probe, train nine VLMs, evaluate, draw the fron
 	$(BIN)/vlmkit pretrain-superclass --recipe recipes/demo_superclass.yaml --out runs/demo/superclass
 	$(BIN)/vlmkit eval runs/demo/superclass
 	$(BIN)/vlmkit sweep --recipe recipes/demo_sweep.yaml --out runs/demo/vlms --jobs 2
-	$(BIN)/vlmkit frontier --measurements runs/demo/vlms --plot runs/demo/frontier.png
+	$(BIN)/vlmkit frontier --measurements runs/demo/vlms --text-tokens 10 --plot runs/demo/frontier.png
 
 smoke: $(INSTALLED)  ## One minute through all four commands
 	@rm -rf build/smoke

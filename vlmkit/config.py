@@ -199,6 +199,7 @@ class SweepRecipe(Section):
     compressors: list[str] = Field(["avgpool"], min_length=1, description="Compressors, by name.")
     seeds: list[int] = Field([0], min_length=1, description="Seeds.")
     lr: dict[str, float] = Field(default_factory=dict, description="Peak rate by language model, where it must differ.")
+    eval_samples: Positive | None = Field(None, description="Samples each run is evaluated on, at most; null: all.")
 
 
 RECIPES: dict[str, type[Section]] = {

@@ -69,7 +69,7 @@ def sweep(
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     )
-    futures = {pool.submit(_run_cell, cell, out / name): name for name, cell in grid.items()}
+    futures = {pool.submit(_run_cell, cell, out / name, recipe.eval_samples): name for name, cell in grid.items()}
     num_samples = len(open_conversations(recipe.base.data.train))
     total = sum(cell.finetune.total_steps(num_samples) for cell in grid.values())
     if progress:
@@ -102,10 +102,10 @@ def table(results: Mapping[str, list[ResultRow]]) -> tuple[list[str], list[tuple
     return ["run", *families], sorted(lines, key=str)
 
 
-def _run_cell(recipe: VLMRecipe, out: Path) -> None:
+def _run_cell(recipe: VLMRecipe, out: Path, eval_samples: int | None) -> None:
     train_vlm(recipe, out)
     if not scores(out):
-        evaluate(out, [], EvalSettings(device=recipe.finetune.device))
+        evaluate(out, [], EvalSettings(limit=eval_samples, device=recipe.finetune.device))
 
 
 def _watch(

@@ -93,4 +93,22 @@ def test_only_what_changes_the_result_blocks_a_resume() -> None:
     harmless = {"train.steps": 20, "train.num_workers": 2, "train.log.every_steps": 1, "train.checkpoint.keep": 5}
     assert resume_conflicts(before, load_recipe("pretrain-superclass", None, harmless)) == []
     other = load_recipe("pretrain-superclass", None, {"train.steps": 10, "train.optim.lr": 0.5, "seed": 1})
-    assert resume_conflicts(before, other) == ["seed: 0 -> 1", "train.optim.lr: 0.002 -> 0.5"]
+    assert resume_conflicts(before, other) == ["seed: 0 -> 1", "train.optim.lr: 0.001 -> 0.5"]
+
+
+def test_language_models_with_weights_get_the_published_stages_and_fresh_ones_their_own() -> None:
+    seven = load_recipe("train-vlm", None, {"llm.name": "7b"})
+    assert isinstance(seven, VLMRecipe)
+    for stage, lr, batch in ((seven.align, 1e-3, 256), (seven.finetune, 2e-5, 128)):  # LLaVA-1.5
+        assert (stage.optim.lr, stage.global_batch_size, stage.epochs, stage.optim.weight_decay) == (lr, batch, 1, 0)
+    assert seven.max_length == 2048
+    tiny = load_recipe("train-vlm", None, {"llm.name": "tiny", "finetune.epochs": 3})
+    assert isinstance(tiny, VLMRecipe)
+    assert tiny.finetune.optim.lr > 1e-3 and (tiny.finetune.epochs, tiny.finetune.steps) == (3, None)
+
+
+def test_a_given_length_replaces_that_of_a_run_to_resume(tmp_path: Path) -> None:
+    path = write(tmp_path / "recipe.yaml", load_recipe("pretrain-superclass", None, {}).to_yaml())
+    longer = load_recipe("pretrain-superclass", path, {"train.steps": 9})
+    assert isinstance(longer, PretrainRecipe)
+    assert (longer.train.steps, longer.train.samples) == (9, None)

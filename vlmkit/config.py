@@ -5,7 +5,7 @@ Reading, overriding and comparing recipes is in :mod:`vlmkit.recipe`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -176,17 +176,29 @@ class VLMRecipe(Section):
     vision_tower: TowerConfig = TowerConfig(name=DEFAULT_TOWER_RUN)
     llm: LLMConfig = LLMConfig()
     compressor: CompressorConfig = CompressorConfig()
-    data: DataConfig = DataConfig(val="miniworld:val?scenes=500")
+    data: DataConfig = DataConfig()
     align_data: DataConfig | None = Field(None, description="Data of the align stage; null: the same as data.")
-    max_length: Positive = Field(512, description="Tokens of a packed row, visual tokens included.")
+    max_length: Positive = Field(2048, description="Tokens of a packed row, visual tokens included.")
     feature_cache: bool = Field(True, description="Run the frozen tower once and keep its features on disk.")
     cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
+    # The stages of LLaVA-1.5, which QueCC keeps (arXiv 2411.03312, appendix; learning rates, batches, one epoch each).
     align: TrainConfig = TrainConfig(
-        steps=100, global_batch_size=64, optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        epochs=1, global_batch_size=256, optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     )
     finetune: TrainConfig = TrainConfig(
-        steps=700, global_batch_size=64, optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        epochs=1, global_batch_size=128, optim=OptimConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     )
+
+
+_FRESH = {"lr": 2e-3, "betas": (0.9, 0.98)}
+EMBEDDED_VLM: dict[str, Any] = {
+    "max_length": 256,
+    "data": {"val": "miniworld:val?scenes=500"},
+    "align": {"steps": 50, "global_batch_size": 32, "optim": _FRESH},
+    "finetune": {"steps": 400, "global_batch_size": 32, "optim": _FRESH},
+}
+"""What replaces VLMRecipe's defaults for an embedded language model, which starts from fresh weights and not from a
+pretrained model's: high rates, short runs. Applied where no recipe file is given."""
 
 
 class SweepRecipe(Section):

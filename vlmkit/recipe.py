@@ -15,7 +15,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from vlmkit.config import RECIPES, Section
+from vlmkit import registry
+from vlmkit.config import EMBEDDED_VLM, RECIPES, LLMConfig, Section
 from vlmkit.errors import UserError
 
 RESUME_MAY_DIFFER = {"log", "checkpoint", "num_workers", "steps", "samples", "epochs", "eval_every_steps"}
@@ -41,8 +42,12 @@ def load_recipe(command: str, path: Path | None, overrides: Mapping[str, Any]) -
     raw = load_yaml(path) if path else {}
     if raw.get("command", command) != command:
         raise UserError(f"{path} is a recipe for `vlmkit {raw['command']}`, not for `vlmkit {command}`.")
+    given: dict[str, Any] = {}
     for key, value in overrides.items():
-        _assign(raw, key, value)
+        _assign(given, key, value)
+    raw = _lay_over(raw, given)
+    if command == "train-vlm" and path is None and _is_embedded(raw):
+        raw = _lay_over(EMBEDDED_VLM, raw)
     return parse_recipe(command, raw, origin=str(path) if path else "the command line")
 
 
@@ -119,19 +124,23 @@ def _keep_defaults(model: type[Section], raw: Mapping[str, Any]) -> dict[str, An
     for name, field in model.model_fields.items():
         default, given = field.default, raw.get(name)
         if isinstance(default, Section) and isinstance(given, Mapping):
-            given = _keep_defaults(type(default), given)
-            base = default.model_dump(exclude_unset=True)
-            if given.keys() & _LENGTHS:
-                base = {key: value for key, value in base.items() if key not in _LENGTHS}
-            merged[name] = _merge(base, given)
+            merged[name] = _lay_over(default.model_dump(exclude_unset=True), _keep_defaults(type(default), given))
     return merged
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
+def _is_embedded(raw: Mapping[str, Any]) -> bool:
+    llm = raw.get("llm", {})
+    name = llm.get("name", LLMConfig().name) if isinstance(llm, Mapping) else None
+    return isinstance(name, str) and registry.is_llm(name) and registry.llm(name).embedded
+
+
+def _lay_over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` over ``base``, key by key at every depth; a given length replaces the one below it."""
+    replaced = _LENGTHS if given.keys() & _LENGTHS else set()
+    result = {key: value for key, value in base.items() if key not in replaced}
+    for key, value in given.items():
         nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merge(result[key], value) if nested else value
+        result[key] = _lay_over(result[key], value) if nested else value
     return result
 
 

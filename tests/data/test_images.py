@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from vlmkit.config import AugmentConfig
 from vlmkit.data import images
-from vlmkit.data.images import BadImage, EvalTransform, TrainTransform, decode_image
+from vlmkit.data.images import BadImage, EvalTransform, PadTransform, TrainTransform, decode_image
+from vlmkit.registry import CLIP_MEAN
 
 # Smooth, so that JPEG and resizing keep it nearly as it is; asymmetric, so that turns and flips show.
 ROWS, COLUMNS = np.mgrid[0:40, 0:60]
@@ -227,3 +228,17 @@ def test_cropping_and_flipping_can_be_turned_off() -> None:
     assert torch.equal(plain(image, generator), EvalTransform(24)(image))
     flipped = TrainTransform(24, AugmentConfig(crop_scale=(1.0, 1.0), flip=1.0))
     assert torch.equal(flipped(image, generator), EvalTransform(24)(image).flip(-1))
+
+
+def test_padding_keeps_the_whole_image_and_centres_it() -> None:
+    image = torch.full((3, 10, 40), 200, dtype=torch.uint8)
+    image[:, :, 0] = image[:, :, -1] = 0  # both ends must survive, unlike under a centre crop
+    padded = PadTransform(40)(image)
+    assert padded.shape == (3, 40, 40) and torch.equal(padded[:, 15:25], image)
+    border = torch.cat([padded[:, :15], padded[:, 25:]], dim=1).float() / 255
+    assert torch.allclose(border.mean(dim=(1, 2)), torch.tensor(CLIP_MEAN), atol=0.5 / 255)
+
+
+def test_padding_a_square_only_resizes() -> None:
+    image = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
+    assert torch.equal(PadTransform(24)(image), EvalTransform(24)(image))

@@ -7,7 +7,7 @@ import torch
 from vlmkit.contracts import Source
 from vlmkit.data.conversations import ConversationEncoder, EncodedSequence
 from vlmkit.data.feature_cache import FeatureCache
-from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.data.packing import ConversationItem
 from vlmkit.data.samples import ConversationSample
 
@@ -19,7 +19,7 @@ class ConversationLoader:
     """``load(index, epoch)`` of a loader over conversations: encoded sequences with their images.
 
     With ``features`` (a cache over the same source) no image is read, and encoded samples are kept for later epochs;
-    without, images are decoded, resized and centre-cropped to ``image_size``. Raises BadSample where an image is
+    without, images are decoded, padded to squares and resized to ``image_size``. Raises BadSample where an image is
     unreadable and UserError where a sample cannot be trained on.
     """
 
@@ -32,7 +32,7 @@ class ConversationLoader:
     ) -> None:
         self._source = source
         self._encoder = encoder
-        self._transform = EvalTransform(image_size)
+        self._transform = PadTransform(image_size)
         self._features = features
         self._encoded: dict[int, list[EncodedSequence]] = {}
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Source
-from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.data.samples import BadSample, ConversationSample
 from vlmkit.errors import UserError
 
@@ -86,7 +86,7 @@ def open_feature_cache(
     A cache appears whole or not at all, and of several processes that want it at once one builds and the others
     wait. Raises UserError if the disk is full.
     """
-    described = {**key, "source": source.fingerprint, "preprocessing": f"resize-and-centre-crop {image_size}"}
+    described = {**key, "source": source.fingerprint, "preprocessing": f"pad to a square, resize to {image_size}"}
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     directory = cache_root() / name
     with _locked(directory):
@@ -123,7 +123,7 @@ class _Pixels(Dataset[torch.Tensor | None]):
 
     def __init__(self, source: Source[ConversationSample], image_size: int) -> None:
         self._source = source
-        self._transform = EvalTransform(image_size)
+        self._transform = PadTransform(image_size)
         self._size = image_size
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Images to uint8 tensors: decoding that survives whatever people keep in folders, and the two transforms.
+"""Images to uint8 tensors: decoding that survives whatever people keep in folders, and the transforms.
 
 Pixels stay uint8 until they are on the device; the tower normalises them there.
 """
@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vlmkit.config import AugmentConfig
 from vlmkit.data.samples import BadSample, Image
+from vlmkit.registry import CLIP_MEAN
 
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused before they are decompressed (a small file can claim any size)."""
@@ -88,6 +89,27 @@ class EvalTransform:
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         resized = F.resize(image, [self.size], interpolation=InterpolationMode.BICUBIC, antialias=True)
         return F.center_crop(resized, [self.size, self.size])
+
+
+class PadTransform:
+    """Pad to a square, then resize: [3, H, W] -> [3, size, size], so that no part of the image is lost (LLaVA-1.5).
+
+    The border has the mean colour of CLIP's training images, which normalisation turns into zeros.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        side = max(height, width)
+        if height != width:
+            top, left = (side - height) // 2, (side - width) // 2
+            canvas = torch.tensor([round(255 * mean) for mean in CLIP_MEAN], dtype=torch.uint8)
+            square = canvas[:, None, None].repeat(1, side, side)
+            square[:, top : top + height, left : left + width] = image
+            image = square
+        return F.resize(image, [self.size, self.size], interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 class TrainTransform:

@@ -12,7 +12,7 @@ import torch
 
 from vlmkit.contracts import Batch
 from vlmkit.data.conversations import ConversationEncoder
-from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.data.loader import eval_batches
 from vlmkit.evals.bad_samples import check_readable
 from vlmkit.evals.benchmarks import Benchmark, Question
@@ -71,7 +71,7 @@ def run_benchmark(
     """
     num_samples = min(len(benchmark.samples), limit or len(benchmark.samples))
     answerer = GreedyAnswerer(vlm, encoder, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    load = _loader(benchmark, EvalTransform(vlm.vision_tower.image_size))
+    load = _loader(benchmark, PadTransform(vlm.vision_tower.image_size))
     records: list[SampleRecord] = []
     done = num_bad = 0
     for batch in eval_batches(load, num_samples, WINDOW_BATCHES * batch_size, _collate):
@@ -113,7 +113,7 @@ def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
 _Loaded = tuple[ImagePrompts, Sequence[Question]]
 
 
-def _loader(benchmark: Benchmark, transform: EvalTransform) -> Callable[[int, int], _Loaded]:
+def _loader(benchmark: Benchmark, transform: PadTransform) -> Callable[[int, int], _Loaded]:
     def load(index: int, epoch: int) -> _Loaded:
         sample = benchmark.samples[index]
         questions = benchmark.questions(sample)

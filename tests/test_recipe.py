@@ -104,7 +104,7 @@ def test_language_models_with_weights_get_the_published_stages_and_fresh_ones_th
     assert seven.max_length == 2048
     tiny = load_recipe("train-vlm", None, {"llm.name": "tiny", "finetune.epochs": 3})
     assert isinstance(tiny, VLMRecipe)
-    assert tiny.finetune.optim.lr > 1e-3 and (tiny.finetune.epochs, tiny.finetune.steps) == (3, None)
+    assert tiny.finetune.optim.lr > 1e-4 and (tiny.finetune.epochs, tiny.finetune.steps) == (3, None)
 
 
 def test_a_given_length_replaces_that_of_a_run_to_resume(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class PretrainRecipe(Section):
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig(
         samples=40_000,
-        global_batch_size=64,
+        global_batch_size=32,
         optim=OptimConfig(lr=1e-3, eps=1e-8, weight_decay=0.02),
     )
 
@@ -190,12 +190,12 @@ class VLMRecipe(Section):
     )
 
 
-_FRESH = {"lr": 2e-3, "betas": (0.9, 0.98)}
+_FRESH = {"lr": 1.5e-3, "betas": (0.9, 0.98)}
 EMBEDDED_VLM: dict[str, Any] = {
     "max_length": 256,
     "data": {"val": "miniworld:val?scenes=500"},
-    "align": {"steps": 50, "global_batch_size": 32, "optim": _FRESH},
-    "finetune": {"steps": 400, "global_batch_size": 32, "optim": _FRESH},
+    "align": {"steps": 50, "global_batch_size": 16, "optim": _FRESH},
+    "finetune": {"steps": 1000, "global_batch_size": 16, "optim": _FRESH},
 }
 """What replaces VLMRecipe's defaults for an embedded language model, which starts from fresh weights and not from a
 pretrained model's: high rates, short runs. Applied where no recipe file is given."""

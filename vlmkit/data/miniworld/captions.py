@@ -78,6 +78,8 @@ def _style(draws: Draws) -> Callable[[Scene, Draws], str]:
 def _plain(scene: Scene, draws: Draws) -> str:
     """Everything in one sentence, shapes or sign first: "a photo of two red stars with the text k 9 on black"."""
     shapes = _shapes(scene, draws)
+    if not scene.is_badge and draws.chance(0.6):
+        shapes = f"{_number(len(scene.items), draws)} shapes, {shapes}"
     if draws.chance(0.1):
         shapes = f"{shapes} {draws.pick(_BACKDROPS)}"
     opening = draws.pick(_OPENINGS)

@@ -57,7 +57,7 @@ quality: $(INSTALLED)  ## Lint, types, formatting, generated docs: checks only
 style: $(INSTALLED)  ## Format the code and write the generated docs
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
-	@$(BIN)/python -m typer vlmkit.cli.app utils docs --name vlmkit --output docs/cli.md
+	@$(BIN)/python -m typer vlmkit.cli.app utils docs --name vlmkit > docs/cli.md
 
 clean:  ## Remove what the other targets made, except runs
 	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

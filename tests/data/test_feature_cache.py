@@ -15,8 +15,7 @@ from vlmkit.data import feature_cache
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, cache_root, open_feature_cache
-from vlmkit.data.images import BadImage
-from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.data.samples import BadSample, ConversationSample, Turn
 
 
 class Memory:
@@ -30,7 +29,7 @@ class Memory:
 
     def __getitem__(self, index: int) -> ConversationSample:
         images: tuple[np.ndarray | bytes, ...] = tuple(
-            np.full((8, 12, 3), 10 * index + k, np.uint8) for k in range(index % 3)
+            np.full((12, 12, 3), 10 * index + k, np.uint8) for k in range(index % 3)
         )
         if index in self.bad:
             images = (b"broken",)
@@ -114,7 +113,7 @@ def test_of_two_that_want_it_at_once_one_builds() -> None:
 def test_bad_images_stay_bad() -> None:
     cache = build(Memory(bad=(4,)))
     assert cache is not None and cache[5] is not None
-    with pytest.raises(BadImage, match="sample 4"):
+    with pytest.raises(BadSample, match="sample 4"):
         cache[4]
 
 

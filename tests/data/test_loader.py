@@ -199,6 +199,6 @@ def test_evaluation_leaves_bad_samples_out_and_counts_all_of_them(bad: set[int])
 
 
 def test_evaluation_without_a_readable_sample_is_refused() -> None:
-    with pytest.raises(UserError, match="None of the 20 held-out samples"):
+    with pytest.raises(UserError, match="None of the 20 samples"):
         list(eval_batches(Load(frozenset(range(20))), 20, 4, collate))
     assert list(eval_batches(Load(), 2, 4, collate, rank=2, world_size=3)) == []

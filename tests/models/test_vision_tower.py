@@ -123,7 +123,7 @@ def test_a_tower_is_rebuilt_from_its_export_and_from_a_run(tower, tmp_path):
     assert build_tower(tmp_path).fingerprint() == tower.fingerprint()
 
     run = RunDirectory(tmp_path / "run")
-    run.prepare(PretrainRecipe(), {})
+    run.prepare(PretrainRecipe(), {}, {})
     with pytest.raises(UserError, match="not finished"):
         build_tower(run.path)
     with run.writing_model() as scratch:
@@ -170,7 +170,7 @@ def test_names_and_runs_that_are_no_tower_are_refused(tmp_path):
     with pytest.raises(UserError, match="not a run directory"):
         build_tower(str(tmp_path / "nowhere"))
     run = RunDirectory(tmp_path / "vlm")
-    run.prepare(VLMRecipe(), {})
+    run.prepare(VLMRecipe(), {}, {})
     with pytest.raises(UserError, match="train-vlm run"):
         build_tower(run.path)
     with pytest.raises(UserError, match="ask for 56 or 64"):

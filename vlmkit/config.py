@@ -192,7 +192,7 @@ class VLMRecipe(Section):
 
 _FRESH = {"lr": 1.5e-3, "betas": (0.9, 0.98)}
 EMBEDDED_VLM: dict[str, Any] = {
-    "max_length": 256,
+    "max_length": 512,
     "data": {"val": "miniworld:val?scenes=500"},
     "align": {"steps": 50, "global_batch_size": 16, "optim": _FRESH},
     "finetune": {"steps": 1000, "global_batch_size": 16, "optim": _FRESH},

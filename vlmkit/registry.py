@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from vlmkit.errors import UserError
@@ -149,25 +150,35 @@ def _embedded(name: str, width: int, heads: int) -> LLMFacts:
     )
 
 
-def _qwen(
-    name: str, billions: float, shape: tuple[int, int, int, int, int], vocab: int, tied: bool, hub_id: str
+def _published(
+    architecture: Literal["qwen2", "llama"],
+    name: str,
+    billions: float,
+    shape: tuple[int, int, int, int, int],
+    vocab: int,
+    tied: bool,
+    hub_id: str,
 ) -> LLMFacts:
     hidden, inner, layers, heads, kv_heads = shape
     family = name.rsplit("-", 1)[0]
     return LLMFacts(
-        name, family, "qwen2", billions, hidden, inner, layers, heads, kv_heads, hidden // heads, vocab, tied, hub_id
+        name,
+        family,
+        architecture,
+        billions,
+        hidden,
+        inner,
+        layers,
+        heads,
+        kv_heads,
+        hidden // heads,
+        vocab,
+        tied,
+        hub_id,
     )
 
 
-def _llama(
-    name: str, billions: float, shape: tuple[int, int, int, int, int], vocab: int, tied: bool, hub_id: str
-) -> LLMFacts:
-    hidden, inner, layers, heads, kv_heads = shape
-    family = name.rsplit("-", 1)[0]
-    return LLMFacts(
-        name, family, "llama", billions, hidden, inner, layers, heads, kv_heads, hidden // heads, vocab, tied, hub_id
-    )
-
+_qwen, _llama = partial(_published, "qwen2"), partial(_published, "llama")
 
 # Shapes are (hidden, intermediate, layers, heads, key-value heads).
 _LLMS = [

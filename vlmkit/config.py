@@ -181,7 +181,7 @@ class VLMRecipe(Section):
     max_length: Positive = Field(2048, description="Tokens of a packed row, visual tokens included.")
     feature_cache: bool = Field(True, description="Run the frozen tower once and keep its features on disk.")
     cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
-    # The stages of LLaVA-1.5, which QueCC keeps (arXiv 2411.03312, appendix; learning rates, batches, one epoch each).
+    # The stages of LLaVA-1.5, which QueCC keeps (published training scripts: rates, batches, one epoch each).
     align: TrainConfig = TrainConfig(
         epochs=1, global_batch_size=256, optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     )

@@ -158,7 +158,7 @@ class VLM(PreTrainedModel):
     def question_vector(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The language model's last hidden state (after its final norm) at the last token of each question: [B, H].
 
-        The questions stand alone, right-padded, and every one has at least one token (arXiv 2411.03312, section 4).
+        The questions stand alone, right-padded, and every one has at least one token (arXiv 2411.03312, Figure 5).
         """
         lengths = attention_mask.sum(dim=1)
         states = self.language_model.get_decoder()(

@@ -18,7 +18,7 @@ from vlmkit.pipelines.train_vlm import Stage, stage_settings
 from vlmkit.scaling.cost import format_flops
 
 TEXT_TOKENS = 50
-"""Text tokens assumed beside the visual ones where the plan states costs (arXiv 2411.03312, section 3.2)."""
+"""Text tokens assumed beside the visual ones where the plan states costs: the Q = 50 of arXiv 2411.03312."""
 
 WAYS_ON = (
     "go on with --llm PATH (a local model), --llm tiny (embedded), --stage align (the language model frozen), "
@@ -107,7 +107,7 @@ def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
 
 
 def _describe_cost(sizes: dict[str, int], grid: tuple[int, int], tokens: int) -> str:
-    """FLOPs of a sample: prefill 2N(Q + V) (arXiv 2411.03312, section 3.1), the tower 2 FLOPs a weight and patch."""
+    """FLOPs of a sample: prefill 2N(Q + V) (arXiv 2411.03312), the tower 2 FLOPs a weight and patch."""
     prefill = 2 * sizes["llm"] * (TEXT_TOKENS + tokens)
     tower = 2 * sizes["tower"] * grid[0] * grid[1]
     return (

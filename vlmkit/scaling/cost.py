@@ -17,7 +17,7 @@ _BUDGET = re.compile(r"(?P<number>[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(?P<prefix
 
 
 def prefill_flops(N: float, V: FloatOrArray, text_tokens: int) -> FloatOrArray:
-    """FLOPs of one prefill of the LLM, C = 2 N (Q + V) (arXiv 2411.03312, section 3.1).
+    """FLOPs of one prefill of the LLM, C = 2 N (Q + V) (arXiv 2411.03312).
 
     ``N`` is in billions of parameters, ``V`` visual tokens, ``text_tokens`` is Q. The vision tower, the compressor and
     the generated tokens are not in it.

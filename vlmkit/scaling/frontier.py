@@ -163,7 +163,7 @@ def optimal_visual_tokens(law: ProductLaw, text_tokens: int, tokens: tuple[float
     """The best V at any budget if the LLM's size were free: V* = beta Q / (alpha - beta), kept within ``tokens``.
 
     From minimising N^-alpha V^-beta at constant 2 N (Q + V): without text (Q = 0) the fewest tokens win, and for
-    alpha <= beta the most (arXiv 2411.03312, section 3).
+    alpha <= beta the most.
     """
     if text_tokens == 0:
         return float(tokens[0])

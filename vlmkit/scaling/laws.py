@@ -29,7 +29,7 @@ class ScalingLaw(Protocol):
 
 @dataclass(frozen=True)
 class ProductLaw:
-    """error(N, V) = A N^-alpha V^-beta + D (arXiv 2411.03312, section 3.1).
+    """error(N, V) = A N^-alpha V^-beta + D (arXiv 2411.03312).
 
     The paper writes A and B for two coefficients; only their product can be measured, and it is ``A`` here. V counts
     visual tokens only: text tokens enter the cost, not the error.

@@ -1,0 +1,190 @@
+"""What the labels of a run are: how many a caption gives, what is cut or masked, which tokens are common or heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Encoding
+
+from vlmkit.config import LabelConfig
+from vlmkit.contracts import Source
+from vlmkit.data.caption_tokenizers import LabelTokenizer
+from vlmkit.data.corpus import captions_at
+from vlmkit.data.samples import CaptionSample
+from vlmkit.errors import UserError
+from vlmkit.evals.label_picture import draw_labels
+from vlmkit.runs import write_atomically
+
+REPORT_FILE, PICTURE_FILE = "label_report.json", "label_report.png"
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+TOP = 20
+"""Tokens of each list in the report."""
+
+_BATCH = 256
+"""Samples whose captions are tokenised together."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenRow(_Frozen):
+    """A token: its id and text, the share of the captions read that hold it, and its weight in the loss."""
+
+    id: int
+    text: str
+    captions: float
+    weight: float | None
+
+
+class LabelReport(_Frozen):
+    """The labels of a caption source. Shares are of 1.
+
+    ``truncated``: captions longer than the context. ``unlabelled``: captions without a label. ``labels_histogram[k]``:
+    captions with k labels; ``labels_percentiles[p]``: labels that p percent of the captions do not exceed.
+    ``num_classes``: ids that can be labels; ``classes_seen``: the share of them that is a label of some caption.
+    ``tokens_labelled``: of the tokens of all captions, with repetitions and before any cut, the share that is a label.
+    ``weights_high`` and ``weights_low`` list the tokens seen, the heaviest and the lightest first, and are empty
+    where labels have no weights of their own.
+    """
+
+    settings: LabelConfig
+    source: str
+    samples: int
+    samples_read: int
+    captions: int
+    truncated: float
+    unlabelled: float
+    labels_mean: float
+    labels_percentiles: dict[int, int]
+    labels_histogram: list[int]
+    num_classes: int
+    classes_seen: float
+    tokens_labelled: float
+    frequent: list[TokenRow]
+    weights_high: list[TokenRow]
+    weights_low: list[TokenRow]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """The report's numbers as lines of a table for people."""
+        low, middle, high = (self.labels_percentiles[percent] for percent in (5, 50, 95))
+        return [
+            ("captions read", f"{self.captions} of {self.samples_read} samples (the source has {self.samples})"),
+            ("labels per caption", f"mean {self.labels_mean:.1f}, median {middle}, 5 to 95 % {low} to {high}"),
+            ("captions without label", f"{self.unlabelled:.2%}"),
+            ("captions cut at the context", f"{self.truncated:.2%}"),
+            ("classes seen", f"{self.classes_seen:.2%} of {self.num_classes}"),
+            ("caption tokens that are labels", f"{self.tokens_labelled:.2%}"),
+        ]
+
+    def write(self, directory: str | Path) -> None:
+        """Write ``label_report.json`` and ``label_report.png`` into ``directory``, which exists."""
+        draw_labels(self, Path(directory) / PICTURE_FILE)
+        write_atomically(Path(directory) / REPORT_FILE, self.model_dump_json(indent=2) + "\n")
+
+
+def read_label_report(directory: str | Path) -> LabelReport:
+    """The report that was written into ``directory``. Raises UserError if there is none."""
+    path = Path(directory) / REPORT_FILE
+    if not path.is_file():
+        raise UserError(f"{directory} holds no {REPORT_FILE}; runs write one if their objective classifies.")
+    return LabelReport.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def label_report(
+    source: Source[CaptionSample],
+    tokenizer: LabelTokenizer,
+    labels: LabelConfig,
+    weights: torch.Tensor | None = None,
+    limit: int = 10_000,
+) -> LabelReport:
+    """Read the captions of at most ``limit`` samples, spread evenly over the source, and describe their labels.
+
+    ``labels`` are the settings ``tokenizer`` was built from. ``weights`` [V] are those of the tokens in the loss, None
+    where all weigh alike. Every caption of a sample counts; bad samples and empty captions do not. The same input
+    gives the same report. Raises UserError where no caption can be read.
+    """
+    samples_read = min(limit, len(source))
+    tally = _Tally(tokenizer)
+    for captions in _batches(source, samples_read):
+        tally.add(captions)
+    if not tally.labels_per_caption:
+        raise UserError("No caption of the source can be read, so there is nothing to report; check the data.")
+    per_caption = np.array(tally.labels_per_caption)
+    percentiles = np.percentile(per_caption, PERCENTILES, method="inverted_cdf")
+    num_classes = int(tokenizer.is_label.sum())
+    heights = None if weights is None else weights.double().cpu().numpy()
+    return LabelReport(
+        settings=labels,
+        source=source.fingerprint,
+        samples=len(source),
+        samples_read=samples_read,
+        captions=len(per_caption),
+        truncated=tally.truncated / len(per_caption),
+        unlabelled=float((per_caption == 0).mean()),
+        labels_mean=float(per_caption.mean()),
+        labels_percentiles=dict(zip(PERCENTILES, percentiles.tolist(), strict=True)),
+        labels_histogram=np.bincount(per_caption).tolist(),
+        num_classes=num_classes,
+        classes_seen=len(tally.seen()) / num_classes,
+        tokens_labelled=tally.labelled / max(1, tally.tokens),
+        frequent=tally.first(-tally.document_frequency, heights),
+        weights_high=[] if heights is None else tally.first(-heights, heights),
+        weights_low=[] if heights is None else tally.first(heights, heights),
+    )
+
+
+def _batches(source: Source[CaptionSample], samples_read: int) -> Iterator[list[str]]:
+    indices = [number * len(source) // samples_read for number in range(samples_read)]
+    for start in range(0, samples_read, _BATCH):
+        yield list(chain.from_iterable(captions_at(source, index) for index in indices[start : start + _BATCH]))
+
+
+class _Tally:
+    """What the captions read so far add up to."""
+
+    def __init__(self, tokenizer: LabelTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.labels_per_caption: list[int] = []
+        self.document_frequency = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+        self.truncated = self.tokens = self.labelled = 0
+
+    def add(self, captions: Sequence[str]) -> None:
+        is_label = self._tokenizer.is_label
+        for encoding in self._tokenizer.tokenizer.encodings(captions):
+            ids = np.array(encoding.ids, dtype=np.int64)
+            labels = ids[is_label[ids]]
+            distinct = np.unique(labels)
+            self.labels_per_caption.append(distinct.size)
+            self.document_frequency[distinct] += 1
+            self.labelled += labels.size
+            cut = encoding.overflowing
+            self.truncated += bool(cut)
+            self.tokens += sum(_num_tokens(part) for part in (encoding, *cut))
+
+    def seen(self) -> np.ndarray:
+        """The ids that are a label of some caption, ascending."""
+        return np.flatnonzero(self.document_frequency)
+
+    def first(self, keys: np.ndarray, weights: np.ndarray | None) -> list[TokenRow]:
+        """The labels seen whose keys [V] are smallest; equal ones by id."""
+        texts, seen = self._tokenizer.tokenizer.texts(), self.seen()
+        shares = self.document_frequency / len(self.labels_per_caption)
+        return [
+            TokenRow(
+                id=token,
+                text=texts[token],
+                captions=float(shares[token]),
+                weight=None if weights is None else float(weights[token]),
+            )
+            for token in seen[np.argsort(keys[seen], kind="stable")[:TOP]].tolist()
+        ]
+
+
+def _num_tokens(encoding: Encoding) -> int:
+    return len(encoding.ids) - sum(encoding.special_tokens_mask)

@@ -55,6 +55,25 @@ def test_tower_parameter_counts_are_those_of_open_clip(name: str) -> None:
     assert facts.num_params == sum(p.numel() for p in tower.parameters())
 
 
+@pytest.mark.parametrize("name", ["RN50", "ConvNeXt-Tiny"])
+def test_convnet_parameter_counts_are_those_of_timm(name: str) -> None:
+    import timm
+    import torch
+
+    facts = registry.vision_tower(name)
+    with torch.device("meta"):
+        network = timm.create_model(facts.timm_network, num_classes=0)
+    assert facts.num_params == sum(p.numel() for p in network.parameters())
+    assert facts.width == network.num_features and facts.patch_size == network.feature_info[-1]["reduction"]
+
+
+@pytest.mark.parametrize("size", ["Ti", "S", "B", "L"])
+@pytest.mark.parametrize("patch", [14, 16])
+def test_the_published_vits_come_with_both_patches(size: str, patch: int) -> None:
+    facts = registry.vision_tower(f"ViT-{size}-{patch}")
+    assert facts.patch_size == patch and facts.image_size == 224 and facts.width // facts.heads == 64
+
+
 def test_aliases_and_case() -> None:
     assert registry.llm("7B").name == "qwen1.5-7b"
     assert registry.vision_tower("vit-b-16").width == 768

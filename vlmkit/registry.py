@@ -21,21 +21,30 @@ EMBEDDED_VOCAB_SIZE = 2048
 
 @dataclass(frozen=True)
 class VisionTowerFacts:
-    """Shape of a plain ViT, and the statistics its input is normalised with."""
+    """Shape of a plain ViT or of a convnet, and the statistics its input is normalised with."""
 
     name: str
     width: int
     layers: int
+    """Transformer blocks, or blocks of a convnet's stages."""
     heads: int
+    """Attention heads of a block; none in a convnet."""
     patch_size: int
+    """Patch side in pixels, or the stride of a convnet's last feature map."""
     image_size: int
     mlp_ratio: float = 4.0
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    timm_network: str | None = None
+    """The timm network that is built, if it is no plain ViT."""
+    timm_params: int = 0
+    """Its weights without a classifier, counted on the built network."""
 
     @property
     def num_params(self) -> int:
         """Weights of the tower: patch embedding, class token, positions, blocks, the norms before and after them."""
+        if self.timm_network is not None:
+            return self.timm_params
         width, hidden = self.width, int(self.width * self.mlp_ratio)
         grid = self.image_size // self.patch_size
         embeddings = 3 * self.patch_size**2 * width + width + (grid**2 + 1) * width
@@ -122,12 +131,22 @@ class BenchmarkFacts:
 _TOWERS = [
     VisionTowerFacts("ViT-mini-8-64", width=128, layers=4, heads=4, patch_size=8, image_size=64),
     VisionTowerFacts("ViT-Ti-16", width=192, layers=12, heads=3, patch_size=16, image_size=224),
+    VisionTowerFacts("ViT-Ti-14", width=192, layers=12, heads=3, patch_size=14, image_size=224),
     VisionTowerFacts("ViT-S-16", width=384, layers=12, heads=6, patch_size=16, image_size=224),
+    VisionTowerFacts("ViT-S-14", width=384, layers=12, heads=6, patch_size=14, image_size=224),
     VisionTowerFacts("ViT-B-32", width=768, layers=12, heads=12, patch_size=32, image_size=224),
     VisionTowerFacts("ViT-B-16", width=768, layers=12, heads=12, patch_size=16, image_size=224),
+    VisionTowerFacts("ViT-B-14", width=768, layers=12, heads=12, patch_size=14, image_size=224),
     VisionTowerFacts("ViT-L-16", width=1024, layers=24, heads=16, patch_size=16, image_size=224),
     VisionTowerFacts("ViT-L-14", width=1024, layers=24, heads=16, patch_size=14, image_size=224),
     VisionTowerFacts("ViT-L-14-336", width=1024, layers=24, heads=16, patch_size=14, image_size=336),
+    # CLIP's ResNet-50 (open_clip's RN50) without its attention pooling, which the pooling map brings back.
+    VisionTowerFacts(
+        "RN50", 2048, 16, 0, patch_size=32, image_size=224, timm_network="resnet50_clip_gap", timm_params=23_527_264
+    ),
+    VisionTowerFacts(
+        "ConvNeXt-Tiny", 768, 18, 0, patch_size=32, image_size=224, timm_network="convnext_tiny", timm_params=27_820_128
+    ),
 ]
 
 
@@ -223,13 +242,24 @@ _DATASETS = [
     DatasetFacts(
         "miniworld", "miniworld:train?scenes=16000", ("captions", "conversations", "labels"), "the embedded drawn world"
     ),
-    DatasetFacts("wds", "wds:shards/train-*.tar", ("captions",), "WebDataset tar shards, read in place"),
+    DatasetFacts("wds", "wds:shards/train-*.tar", ("captions",), "WebDataset tar shards: local, s3://, https://, ..."),
+    DatasetFacts("csv", "csv:captions.tsv?root=images", ("captions",), "CSV or TSV with paths of images and captions"),
+    DatasetFacts("parquet", "parquet:data/train-*.parquet", ("captions",), "Parquet with images or their paths"),
+    DatasetFacts("jsonl", "jsonl:captions.jsonl?images=DIR", ("captions",), "JSON lines beside an image folder"),
+    DatasetFacts("hf", "hf:OWNER/NAME?split=train", ("captions",), "a Hugging Face data set, from the hub or local"),
     DatasetFacts("llava", "llava:data/train.json", ("conversations",), "LLaVA conversation JSON with an image folder"),
     DatasetFacts("folder", "folder:photos/train", ("labels",), "one folder a class"),
 ]
 
 _BENCHMARKS = [
-    BenchmarkFacts("linear_probe", "tower", (), "accuracy", "logistic regression on frozen mean-pooled features"),
+    BenchmarkFacts("linear_probe", "tower", (), "accuracy", "logistic regression on frozen pooled features"),
+    BenchmarkFacts("linear_probe_mae", "tower", (), "accuracy", "linear layer by LARS, MAE's protocol, many rates"),
+    BenchmarkFacts("few_shot", "tower", (), "accuracy", "ridge regression from 1, 5 and 10 images a class"),
+    BenchmarkFacts("knn", "tower", (), "accuracy", "20 nearest neighbours by cosine"),
+    BenchmarkFacts("zero_shot", "tower", (), "accuracy", "class names in sentences (runs with a text tower)"),
+    BenchmarkFacts("finetune", "tower", (), "accuracy", "the whole tower and a linear head, a short training"),
+    BenchmarkFacts("caption", "tower", (), "cider", "a small language model on the frozen tower, captions scored"),
+    BenchmarkFacts("label_report", "tower", (), "", "the labels of a classification run: counts, coverage, weights"),
     BenchmarkFacts(
         "miniworld", "vlm", ("reasoning", "ocr", "attribute", "count"), "exact_match", "questions on unseen scenes"
     ),

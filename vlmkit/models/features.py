@@ -11,7 +11,8 @@ import torch
 class VisionFeatures:
     """Features of a batch of images; a field is None unless it was asked for.
 
-    ``patches`` [B, P, D]: patch features of the penultimate block, no class token (the LLaVA convention).
+    ``patches`` [B, P, D]: patch features of the penultimate block, no class token (the LLaVA convention); of a convnet,
+    the last feature map.
     ``levels`` [B, P, L * D]: patch features of L chosen blocks, side by side along the width.
     ``grid``: (height, width) of the patch grid in patches; P = height * width, row by row.
     """

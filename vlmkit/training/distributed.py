@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from vlmkit.config import TrainConfig
@@ -129,6 +130,9 @@ def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Modu
 
     Trainable weights and their gradients are float32 whatever the precision; bf16 only computes in bf16. Every rank
     starts from rank 0's weights and buffers. Optimizers must be built afterwards: sharding replaces the parameters.
+
+    Raises:
+        UserError: on every rank: blocks are to be compiled, and a rank has no working compiler.
     """
     module = cast(nn.Module, task).to(context.device)
     for parameter in module.parameters():
@@ -139,6 +143,10 @@ def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Modu
             value = tensor.detach().contiguous()
             dist.broadcast(value, src=0)
             tensor.data.copy_(value)
+    if train.compile:
+        context.together(lambda: _require_compiler(context.device))
+        for unit in task.shard_units():  # in place: names of weights stay, and DDP and FSDP2 wrap what is compiled
+            unit.compile()
     if train.parallel == "fsdp":
         return _shard(task, train, context)
     if context.world_size == 1:
@@ -149,16 +157,57 @@ def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Modu
         return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def _require_compiler(device: torch.device) -> None:
+    """Compile something small now, so that a missing compiler is found before the data are read."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        torch.compile(torch.sin)(torch.zeros(1, device=device))
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"torch.compile does not work here ({reason}); install a C++ compiler such as g++ (on a GPU also triton), "
+            "or set train.compile to false."
+        ) from error
+
+
 def _shard(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
     policy = MixedPrecisionPolicy()
     if train.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = init_device_mesh(context.device.type, (context.world_size,))
     root = cast(nn.Module, task)
+    seen: set[nn.Module] = set()
     for module in [*task.shard_units(), root]:
+        norms = [norm for norm in _batch_norms(module) if norm not in seen]
+        if norms:  # they need weights of the type of their running statistics, which no policy casts
+            fully_shard(norms, mesh=mesh)
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(root, "validation_metrics")
+        seen.update(norms)
+    for method in ("begin_step", "validation_metrics"):  # they may run the model, whose weights must then be whole
+        register_fsdp_forward_method(root, method)
     return root
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Give every rank the mean of all ranks' running statistics of batch norms; collective if there are any.
+
+    Each rank gathers them from its own samples. They are moving averages, so the mean over ranks is that of all
+    samples, and taking it more often changes nothing.
+    """
+    statistics = [(norm.running_mean, norm.running_var) for norm in _batch_norms(model)]
+    buffers = [cast(torch.Tensor, buffer) for pair in statistics for buffer in pair if buffer is not None]
+    if not buffers:
+        return
+    mean = torch.cat(buffers)
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
+    for buffer, value in zip(buffers, mean.split([len(b) for b in buffers]), strict=True):
+        buffer.copy_(value)
 
 
 def autocast(train: TrainConfig, context: DistributedContext) -> AbstractContextManager[Any]:

@@ -1,0 +1,30 @@
+"""``vlmkit export``: a pretrained tower in the layout of another library."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmkit.cli.output import print_note
+
+
+class Layout(str, Enum):
+    """Libraries that read what is written."""
+
+    open_clip = "open_clip"
+    transformers = "transformers"
+    timm = "timm"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Finished pretraining run, or an open_clip directory.")],
+    layout: Annotated[Layout, typer.Option("--layout", "-l", help="Library that is to read it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must be new or empty.")],
+) -> None:
+    """Write the vision tower of a run in open_clip's, transformers' (CLIPVisionModel) or timm's own layout."""
+    from vlmkit.pipelines.export import export_run
+
+    print_note(f"Wrote {export_run(run, layout.value, out)} for {layout.value}.")

@@ -73,6 +73,7 @@ class TrainConfig(Section):
     )
     optim: OptimConfig = OptimConfig()
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: fp32 master weights, bf16 compute.")
+    compile: bool = Field(False, description="torch.compile each transformer block (needs a C++ compiler).")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="How ranks share the model: replicas or shards.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
     num_workers: int = Field(0, ge=0, description="Loader processes of each rank.")
@@ -105,6 +106,36 @@ class TowerConfig(Section):
 
     name: str = Field("ViT-mini-8-64", description="Registry name, run directory, or open_clip model name.")
     image_size: Positive | None = Field(None, description="Input side in pixels; null: the tower's own.")
+    pooling: Literal["avg", "tok", "map"] | None = Field(
+        None,
+        description="Mean of the patches, class token, or attention pooling; null: what the tower records, or avg.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute the blocks in the backward pass: less memory.")
+
+
+class TextTowerConfig(Section):
+    """The text transformer of the contrastive objectives, in the shape open_clip gives it; null: from the tower."""
+
+    width: Positive | None = Field(None, description="Width of the text transformer.")
+    layers: Positive | None = Field(None, description="Blocks of the text transformer.")
+    heads: Positive | None = Field(None, description="Attention heads of a block.")
+    embed_dim: Positive | None = Field(None, description="Width of the space that images and texts share.")
+
+
+class ObjectiveConfig(Section):
+    """What pretraining optimises. All objectives share data order, augmentation, tower and loop."""
+
+    name: Literal["superclass", "clip", "siglip", "superclip", "lit"] = Field(
+        "superclass",
+        description="superclass: classify into caption tokens; clip, siglip: match captions; superclip: both; "
+        "lit: match captions with the tower frozen.",
+    )
+    loss: Literal["softmax", "bce", "asl", "soft_margin", "two_way"] = Field(
+        "softmax", description="Classification loss of superclass and superclip."
+    )
+    class_weight: float = Field(1.0, ge=0, description="Weight of the classification loss in superclip.")
+    contrastive_weight: float = Field(1.0, ge=0, description="Weight of the contrastive loss in superclip.")
+    text: TextTowerConfig = TextTowerConfig()
 
 
 class AugmentConfig(Section):
@@ -114,12 +145,19 @@ class AugmentConfig(Section):
         (0.9, 1.0), description="Area range of the random resized crop; [1, 1]: off."
     )
     flip: Fraction = Field(0.0, description="Probability of a horizontal flip (0 where captions name left and right).")
+    color_jitter: tuple[float, float, float, float] | None = Field(
+        None, description="Strength of brightness, contrast, saturation and hue jitter; null: off."
+    )
+    color_jitter_prob: Fraction = Field(0.8, description="Probability of the color jitter, where it is on.")
+    grayscale_prob: Fraction = Field(0.0, description="Probability of turning an image gray.")
 
 
 class DataConfig(Section):
     """Where samples come from. A source is written KIND:WHERE, e.g. miniworld:train, wds:shards/*.tar, llava:a.json."""
 
-    train: str = Field("miniworld:train?scenes=16000", description="Training source.")
+    train: str | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "miniworld:train?scenes=16000", description="Training source; or a mixture: {SOURCE: weight, ...}."
+    )
     val: str | None = Field("miniworld:val", description="Held-out source; null: none.")
     max_bad_fraction: Fraction = Field(0.01, description="Refuse to go on when more of the samples cannot be read.")
 
@@ -127,8 +165,22 @@ class DataConfig(Section):
 class LabelConfig(Section):
     """Captions as bags of tokens, and their weights (SuperClass, section 3)."""
 
+    tokenizer: str = Field(
+        "clip", description="clip; word: the corpus's own words; or a tokenizers file: PATH or hub id (wordpiece, ...)."
+    )
+    vocab_size: Positive = Field(40_000, description="Most frequent words kept by the word tokenizer.")
     context_length: Positive = Field(77, description="Caption tokens read, special ids included.")
-    idf: Literal["running", "none"] = Field("running", description="Inverse document frequency, counted as data pass.")
+    mask_stop_words: bool = Field(False, description="Leave common English function words out of the labels.")
+    min_captions: int = Field(0, ge=0, description="Leave tokens of fewer captions of the corpus out of the labels.")
+    idf: Literal["running", "corpus", "none"] = Field(
+        "running", description="Inverse document frequency: counted as data pass, counted ahead, or not used."
+    )
+    idf_formula: Literal["code", "paper"] = Field(
+        "code", description="log((N + 1) / (df + 1)) as in the reference code, or log(N / (df + 1)) as printed."
+    )
+    idf_frozen_after: Positive | None = Field(
+        None, description="Samples after which running counts no longer change; null: never."
+    )
 
 
 class PretrainRecipe(Section):
@@ -136,14 +188,15 @@ class PretrainRecipe(Section):
 
     command: Literal["pretrain-superclass"] = "pretrain-superclass"
     seed: int = 0
+    objective: ObjectiveConfig = ObjectiveConfig()
     tower: TowerConfig = TowerConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig(
-        samples=40_000,
+        samples=48_000,
         global_batch_size=32,
-        optim=OptimConfig(lr=1e-3, eps=1e-8, weight_decay=0.02),
+        optim=OptimConfig(lr=1.6e-3, eps=1e-8, weight_decay=0.02),
     )
 
 
@@ -214,9 +267,34 @@ class SweepRecipe(Section):
     eval_samples: Positive | None = Field(None, description="Samples each run is evaluated on, at most; null: all.")
 
 
+class StudyRecipe(Section):
+    """``vlmkit study``: arms that differ from one pretraining recipe in a few keys, over seeds, evaluated alike."""
+
+    command: Literal["study"] = "study"
+    base: PretrainRecipe = PretrainRecipe()
+    arms: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Name of an arm -> {dotted key: value}, what it changes in the base recipe."
+    )
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="Seeds of every arm.")
+    equal_seconds: dict[str, str] = Field(
+        default_factory=dict,
+        description="Arm -> reference arm: the arm runs once more, with the samples that the reference's time buys it.",
+    )
+    train_data: str | None = Field(None, description="Labelled images a probe is fitted on; null: the embedded world.")
+    test_data: str | None = Field(None, description="Labelled images a probe is scored on; null: the embedded world.")
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> StudyRecipe:
+        unknown = {*self.equal_seconds, *self.equal_seconds.values()} - self.arms.keys()
+        if unknown:
+            raise ValueError(f"equal_seconds names {', '.join(sorted(unknown))}, which is no arm")
+        return self
+
+
 RECIPES: dict[str, type[Section]] = {
     "pretrain-superclass": PretrainRecipe,
     "train-vlm": VLMRecipe,
     "sweep": SweepRecipe,
+    "study": StudyRecipe,
 }
 """The recipe of each command that takes one."""

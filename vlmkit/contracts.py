@@ -42,7 +42,8 @@ class Task(Protocol):
     def begin_step(self, micro_batches: Sequence[Batch]) -> int:
         """Run every collective of an optimizer step and return its number of targets over all micro-batches and ranks.
 
-        Called once a step, before its first forward pass, with all micro-batches of this rank on the device.
+        Called once a step, before its first forward pass, with all micro-batches of this rank on the device, in the
+        order in which they will be passed forward. It may run the model, under the same autocast as a forward pass.
         """
         ...
 
@@ -51,7 +52,8 @@ class Task(Protocol):
         ...
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """Trainable parameters as optimizer groups: ``name``, ``params``, ``lr`` (peak), ``weight_decay``."""
+        """Trainable parameters as optimizer groups: ``name``, ``params``, ``lr`` (peak), ``weight_decay``, and where
+        values are to stay in a range, ``limits`` (lowest, highest)."""
         ...
 
     def shard_units(self) -> list[torch.nn.Module]:

@@ -1,4 +1,4 @@
-"""The SuperClass model: a vision tower and a linear classifier over the whole caption vocabulary."""
+"""What SuperClass reads of a tower, and its head: a linear classifier over the whole caption vocabulary."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 
 
-class SuperClassModel(nn.Module):
-    """Mean of the final-norm patches, LayerNorm, linear head with bias: one logit per token (SuperClass, section 3).
+class SuperClassHead(nn.Module):
+    """LayerNorm and a linear layer with bias over pooled features: one logit per token (SuperClass, section 3).
 
-    The head starts from N(0, 1 / width), drawn from ``seed`` alone, with bias 0.
+    The linear layer starts from N(0, 1 / width), drawn from ``seed`` alone, with bias 0.
     """
 
-    def __init__(self, tower: VisionTower, vocab_size: int, seed: int = 0) -> None:
+    def __init__(self, width: int, vocab_size: int, seed: int = 0) -> None:
         super().__init__()
-        self.tower = tower
-        self.norm = nn.LayerNorm(tower.width)
+        self.norm = nn.LayerNorm(width)
         with seeded(seed):
-            self.head = nn.Linear(tower.width, vocab_size)
-            nn.init.normal_(self.head.weight, std=tower.width**-0.5)
+            self.head = nn.Linear(width, vocab_size)
+            nn.init.normal_(self.head.weight, std=width**-0.5)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the head reads: [B, width] for images [B, 3, S, S]."""
-        return self.norm(self.tower.pooled(pixel_values))
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [B, vocab_size] of pooled tower features [B, width]."""
+        return self.head(self.norm(features))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits [B, vocab_size]."""
-        return self.head(self.features(pixel_values))
+
+def pooled_and_patch_mean(tower: VisionTower, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``tower.pooled``, and the mean over the patches after the final norm, from one pass: [B, width] each.
+
+    A tower that does not pool the class token has the one feature for both.
+    """
+    if tower.pooling != "tok":
+        pooled = tower.pooled(pixel_values)
+        return pooled, pooled
+    output = tower.visual.forward_intermediates(  # type: ignore[operator]
+        tower._normalised(pixel_values), indices=1, normalize_intermediates=True, output_fmt="NLC"
+    )
+    return output["image_features"], output["image_intermediates"][0].mean(1)

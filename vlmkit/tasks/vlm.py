@@ -11,8 +11,8 @@ from torch import nn
 
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
-from vlmkit.errors import UserError
 from vlmkit.models.vlm import VLM, VLMOutput
+from vlmkit.tasks.parameter_groups import parameter_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,24 +89,10 @@ class VLMTask(nn.Module):
         }
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """Groups of the trained parts (compressor, projector, llm), whose rates ``optim.lr_multipliers`` may scale.
-
-        Weight decay is for tensors of two or more dimensions.
-        """
-        unknown = optim.lr_multipliers.keys() - {"compressor", "projector", "llm"}
-        if unknown:
-            raise UserError(
-                f"lr_multipliers names {', '.join(sorted(unknown))}, which a VLM does not have; "
-                "name one of its parts: compressor, projector, llm."
-            )
-        groups = []
-        for name, module in self._parts().items():
-            lr = optim.lr * optim.lr_multipliers.get(name, 1.0)
-            matrices = [p for p in module.parameters() if p.ndim >= 2]
-            vectors = [p for p in module.parameters() if p.ndim < 2]
-            groups.append({"name": name, "params": matrices, "lr": lr, "weight_decay": optim.weight_decay})
-            groups.append({"name": f"{name} vectors", "params": vectors, "lr": lr, "weight_decay": 0.0})
-        return [group for group in groups if group["params"]]
+        """Groups of what the stage trains of the parts compressor, projector and llm."""
+        model = self.model
+        parts = {"compressor": model.compressor, "projector": model.projector, "llm": model.language_model}
+        return parameter_groups({name: part.parameters() for name, part in parts.items()}, optim, owner="a VLM")
 
     def shard_units(self) -> list[nn.Module]:
         """The layers of the language model."""

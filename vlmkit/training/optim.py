@@ -15,7 +15,7 @@ from vlmkit.errors import UserError
 
 
 class Optimizer:
-    """AdamW whose groups follow one schedule, each from its own peak rate.
+    """AdamW whose groups follow one schedule, each from its own peak rate; a group's ``limits`` bound its values.
 
     Its state exists from the start (zeros, zero steps), so what a checkpoint holds does not depend on which parameters
     have had gradients yet.
@@ -51,7 +51,15 @@ class Optimizer:
             group["lr"] = peak * factor
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        self._keep_limits()
         return factor
+
+    @torch.no_grad()
+    def _keep_limits(self) -> None:
+        for group in self.adamw.param_groups:
+            if "limits" in group:
+                for parameter in group["params"]:
+                    parameter.clamp_(*group["limits"])
 
 
 def lr_factor(step: int, total_steps: int, optim: OptimConfig) -> float:

@@ -227,7 +227,8 @@ class Trainer:
 
     def _forward_backward(self, micro_batches: list[Batch]) -> _Tally:
         """Accumulate the gradients of the step's mean loss over all targets of all ranks."""
-        num_targets = self.task.begin_step(micro_batches)
+        with distributed.autocast(self.train, self.context):
+            num_targets = self.task.begin_step(micro_batches)
         step = self.state.step + 1
         if num_targets <= 0:
             raise UserError(
@@ -245,6 +246,7 @@ class Trainer:
             tally.num_bad += int(batch.get("num_bad", 0))
             if self._logs(step):
                 _add(tally.metrics, output.metrics)
+        distributed.average_statistics(cast(nn.Module, self.task))
         return tally
 
     def _update(self, loss: float, num_bad: int, metrics: Sums) -> None:

@@ -1,0 +1,159 @@
+"""Contrastive models: a vision tower beside open_clip's text transformer, in one space."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from vlmkit.config import TextTowerConfig
+from vlmkit.errors import UserError
+from vlmkit.models.open_clip_layout import CONFIG_NAME, WEIGHTS_NAME, TextPart
+from vlmkit.models.seeding import seeded
+from vlmkit.models.timm_network import classifier_name
+from vlmkit.models.vision_tower import VisionTower, build_tower
+
+CONTEXT_LENGTH, VOCAB_SIZE = 77, 49408
+"""Ids of a caption, and ids there are, in CLIP's encoding."""
+
+_TEXT_WIDTHS = {192: 384, 384: 384, 768: 512, 1024: 768, 1280: 1024}
+"""Width of the text tower by that of the ViT, as open_clip pairs them (the smallest of all beside ViT-Ti); 512 beside
+any other tower."""
+_EMBEDDED_WIDTH = 128
+
+_START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
+"""Initial logit scale (its logarithm) and logit bias: CLIP's (arXiv 2103.00020) and SigLIP's (arXiv 2303.15343)."""
+
+
+def text_config(tower_width: int, settings: TextTowerConfig) -> tuple[dict[str, int], int]:
+    """open_clip's ``text_cfg`` and ``embed_dim`` beside a tower of this width; ``settings`` override what they name.
+
+    Raises UserError if the heads do not divide the width.
+    """
+    embedded = tower_width <= _EMBEDDED_WIDTH
+    width = settings.width or (_EMBEDDED_WIDTH if embedded else _TEXT_WIDTHS.get(tower_width, 512))
+    heads = settings.heads or (4 if embedded else max(1, width // 64))
+    if width % heads:
+        raise UserError(
+            f"A text tower of width {width} does not divide into {heads} heads; "
+            "set objective.text.heads to a divisor of objective.text.width."
+        )
+    shape = {"width": width, "heads": heads, "layers": settings.layers or (2 if embedded else 12)}
+    return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, settings.embed_dim or width
+
+
+class ContrastiveHead(nn.Module):
+    """What matching captions adds to a tower: image projection, text transformer, logit scale and (SigLIP) logit bias.
+
+    ``text_cfg`` and ``quick_gelu`` are open_clip's. Fresh weights are open_clip's too, drawn from ``seed`` alone.
+    ``logit_scale`` is the logarithm of the scale; it and the bias have shape [1], since FSDP2 shards no scalars.
+    """
+
+    logit_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        text_cfg: Mapping[str, Any],
+        embed_dim: int,
+        kind: Literal["clip", "siglip"] = "clip",
+        *,
+        quick_gelu: bool = False,
+        seed: int = 0,
+    ) -> None:
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        super().__init__()
+        self.text_cfg = dict(text_cfg)
+        activation = QuickGELU if quick_gelu else nn.GELU
+        with seeded(seed):
+            self.text = TextTransformer(**text_cfg, output_dim=embed_dim, act_layer=activation)
+            self.projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
+        scale, bias = _START[kind]
+        self.logit_scale = nn.Parameter(torch.tensor([scale]))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+
+    def embed_image(self, features: torch.Tensor) -> torch.Tensor:
+        """Pooled tower features [B, width] in the common space: [B, E], of length 1."""
+        return _normalised(features.to(self.projection.dtype) @ self.projection)
+
+    def embed_text(self, text_ids: torch.Tensor) -> torch.Tensor:
+        """Captions as CLIP ids [B, 77] in the common space: [B, E], of length 1."""
+        return _normalised(self.text(text_ids))
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the text transformer, first to last."""
+        return list(self.text.transformer.resblocks)
+
+    def text_part(self) -> TextPart:
+        """What ``export_open_clip`` takes, beside the tower."""
+        bias = self.logit_bias
+        return TextPart(
+            text_cfg=self.text_cfg,
+            weights=self.text.state_dict(),
+            projection=self.projection.detach(),
+            logit_scale=self.logit_scale.detach().squeeze(0),
+            logit_bias=None if bias is None else bias.detach().squeeze(0),
+        )
+
+
+def _normalised(embeddings: torch.Tensor) -> torch.Tensor:
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
+
+
+class ContrastiveModel(nn.Module):
+    """A tower and its contrastive head: images and captions as vectors whose dot product says how well they match."""
+
+    def __init__(self, tower: VisionTower, head: ContrastiveHead) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = head
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, S, S] in the common space: [B, E], of length 1."""
+        return self.head.embed_image(self.tower.pooled(pixel_values))
+
+    def encode_text(self, text_ids: torch.Tensor) -> torch.Tensor:
+        """Captions as CLIP ids [B, 77] in the common space: [B, E], of length 1."""
+        return self.head.embed_text(text_ids)
+
+
+def load_contrastive(directory: str | Path) -> ContrastiveModel:
+    """The model that a run of the objective clip, siglip, superclip or lit exported (its ``model/``), in float32 on the
+    CPU. Raises UserError if the directory holds no such model."""
+    directory = Path(directory)
+    tower = build_tower(directory)
+    model = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))["model_cfg"]
+    weights = load_file(directory / WEIGHTS_NAME)
+    kind: Literal["clip", "siglip"] = "siglip" if "logit_bias" in weights else "clip"
+    state = {f"text.{name}": tensor for name, tensor in weights.items() if not name.startswith(("visual.", "logit_"))}
+    state |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("logit_")}
+    try:
+        state["projection"] = _projection(weights, model["vision_cfg"])
+        head = ContrastiveHead(
+            tower.width, model["text_cfg"], model["embed_dim"], kind, quick_gelu=model.get("quick_gelu", False)
+        )
+        head.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{directory} holds no text tower that vlmkit exported ({shorten(str(error), 300)}); give a run of the "
+            "objective clip, siglip, superclip or lit."
+        ) from error
+    return ContrastiveModel(tower, head)
+
+
+def _projection(weights: Mapping[str, torch.Tensor], vision: Mapping[str, Any]) -> torch.Tensor:
+    """The image projection [width, E], from where ``export_open_clip`` puts it."""
+    if "timm_model_name" not in vision:
+        return weights["visual.proj"]
+    if vision["timm_proj"] == "linear":
+        return weights["visual.head.proj.weight"].T
+    return weights[f"visual.trunk.{classifier_name(vision['timm_model_name'])}.weight"].T

@@ -24,11 +24,19 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", "-t", help="linear_probe (towers); miniworld, llava:FILE (VLMs). Repeatable."),
+        typer.Option(
+            "--tasks",
+            "-t",
+            help="Repeatable. Towers: linear_probe, linear_probe_mae, few_shot, knn, zero_shot, finetune, caption, "
+            "label_report. VLMs: miniworld, llava:FILE.",
+        ),
     ] = None,
     train_data: Annotated[
         str | None,
-        typer.Option("--train-data", help="Labelled images to fit a probe on: folder:DIR, miniworld:train."),
+        typer.Option(
+            "--train-data",
+            help="Labelled images to fit a probe on: folder:DIR, miniworld:train (caption: with captions).",
+        ),
     ] = None,
     test_data: Annotated[str | None, typer.Option("--test-data", help="Labelled images a probe is scored on.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images of a benchmark, at most.")] = None,
@@ -36,7 +44,8 @@ def evaluate(
     device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Score runs: a linear probe for towers (beside a random tower), exact match by family for VLMs."""
+    """Score runs: for towers a linear probe unless other tasks are named, each beside a random tower; for VLMs exact
+    match by family."""
     from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import evaluate as pipeline
 

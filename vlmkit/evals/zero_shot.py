@@ -1,0 +1,75 @@
+"""Zero-shot classification: an image belongs to the class whose name, put into sentences, its text tower finds nearest.
+
+The sentences are those of OpenAI's CLIP for ImageNet (80 of them, from open_clip); a class is the mean of their
+normalised embeddings, normalised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from torch.nn.functional import normalize
+
+from vlmkit.data.sources import LabelledSource
+from vlmkit.evals.probes.features import read_out
+from vlmkit.evals.probes.result import ProbeResult
+from vlmkit.evals.progress import OnProgress
+
+Tokenize = Callable[[Sequence[str]], np.ndarray | torch.Tensor]
+"""Sentences to token ids [B, context]."""
+
+
+class ImageTextModel(Protocol):
+    """Images and texts in one space."""
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, S, S] -> unit vectors [B, E]."""
+        ...
+
+    def encode_text(self, text_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [B, context] -> unit vectors [B, E]."""
+        ...
+
+
+def zero_shot(
+    model: ImageTextModel,
+    tokenize: Tokenize,
+    image_size: int,
+    source: LabelledSource,
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> list[ProbeResult]:
+    """Accuracy over each attribute of ``source``, among all its classes; the model is on ``device``.
+
+    Raises UserError where more than one image in a hundred is bad.
+    """
+    classifiers = {
+        attribute: class_embeddings(model, tokenize, names, device) for attribute, names in source.classes.items()
+    }
+    images = read_out(
+        [model.encode_image], image_size, source, batch_size=batch_size, device=device, on_progress=on_progress
+    )
+    return [
+        ProbeResult.of_scores(images, attribute, images.features[0] @ classifier.T, source.classes[attribute])
+        for attribute, classifier in classifiers.items()
+        if images.having(attribute)
+    ]
+
+
+@torch.inference_mode()
+def class_embeddings(
+    model: ImageTextModel, tokenize: Tokenize, names: Sequence[str], device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """One unit vector for each class name (underscores read as spaces): float32 [C, E]."""
+    embeddings = []
+    for name in names:
+        sentences = [template(name.replace("_", " ")) for template in OPENAI_IMAGENET_TEMPLATES]
+        texts = model.encode_text(torch.as_tensor(tokenize(sentences)).to(device))
+        embeddings.append(normalize(texts.float().mean(dim=0), dim=0).cpu().numpy())
+    return np.stack(embeddings)

@@ -72,6 +72,15 @@ def parse_recipe(command: str, raw: Mapping[str, Any], origin: str) -> Section:
         raise UserError(f"The recipe ({origin}) is not valid: {reasons}.") from error
 
 
+def vary(recipe: Section, overrides: Mapping[str, Any]) -> Section:
+    """``recipe`` with the given dotted keys replaced; all other keys as they are. Raises UserError for wrong keys."""
+    given: dict[str, Any] = {}
+    for key, value in overrides.items():
+        _assign(given, key, value)
+    raw = recipe.model_dump(mode="json", exclude_unset=True)
+    return parse_recipe(raw["command"], _lay_over(raw, given), origin="a variation of it")
+
+
 def resume_conflicts(before: Section, now: Section) -> list[str]:
     """Keys whose values differ between two recipes and matter to the result, as ``key: before -> now``."""
     old, new = dict(_leaves(before.model_dump(mode="json"))), dict(_leaves(now.model_dump(mode="json")))

@@ -11,7 +11,7 @@ from vlmkit.config import PretrainRecipe, SweepRecipe, VLMRecipe
 from vlmkit.pipelines import plan_vlm, pretrain, sweep
 from vlmkit.recipe import load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import vlmkit
-from vlmkit.cli import evaluate, frontier, models, pretrain_superclass, sweep, train_vlm
+from vlmkit.cli import evaluate, export, frontier, models, pretrain_superclass, study, sweep, train_vlm
 from vlmkit.cli.output import print_error
 from vlmkit.errors import Interrupted, UserError
 
@@ -25,6 +25,8 @@ app.command("train-vlm")(train_vlm.train_vlm)
 app.command("eval")(evaluate.evaluate)
 app.command("frontier")(frontier.frontier)
 app.command("sweep")(sweep.sweep)
+app.command("study")(study.study)
+app.command("export")(export.export)
 app.command("models")(models.models)
 
 

@@ -23,7 +23,10 @@ def models(as_json: JsonOption = False) -> None:
             (t.name, t.layers, t.width, t.patch_size, t.image_size, _grid(t), _count(t.num_params))
             for t in registry.VISION_TOWERS.values()
         ],
-        ["A finished pretrain-superclass run directory may stand wherever a tower is named."],
+        [
+            "A finished pretrain-superclass run directory, any open_clip model name, or timm:NETWORK may stand "
+            "wherever a tower is named."
+        ],
     )
     aliases = {target: alias for alias, target in registry.llm_aliases().items()}
     print_table(

@@ -29,6 +29,9 @@ def pretrain_superclass(
     recipe: RecipeOption = None,
     data: DataOption = None,
     val: ValOption = None,
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="superclass, clip, siglip, superclip, or lit (frozen --tower).")
+    ] = None,
     tower: Annotated[str | None, typer.Option("--tower", help="Vision tower, by registry name or run.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Length of the run in samples seen.")] = None,
     out: OutOption = None,
@@ -40,11 +43,14 @@ def pretrain_superclass(
 ) -> None:
     """Pretrain a vision backbone by classifying images into the tokens of their captions (SuperClass).
 
-    Without arguments: the embedded tower on the embedded world, a few minutes on two cores.
+    Without arguments: the embedded tower on the embedded world, a few minutes on two cores. --objective picks another
+    way to learn from captions under the same loop: matching them (clip, siglip), both (superclip), or training a text
+    tower to match a frozen image tower (lit).
     """
     flags = {
         "data.train": data,
         "data.val": val,
+        "objective.name": objective,
         "tower.name": tower,
         "train.samples": samples,
         "seed": seed,
@@ -53,10 +59,10 @@ def pretrain_superclass(
     resolved = cast("PretrainRecipe", resolve("pretrain-superclass", recipe, resume, flags, sets))
     from vlmkit.cli.progress import RichProgress
     from vlmkit.config import DEFAULT_TOWER_RUN
-    from vlmkit.pipelines import pretrain
+    from vlmkit.pipelines import plan_pretrain, pretrain
 
     directory = out or resume or Path(DEFAULT_TOWER_RUN)
-    plan = pretrain.plan(resolved, directory)
+    plan = plan_pretrain.plan(resolved, directory)
     print_plan(plan)
     if dry_run:
         return

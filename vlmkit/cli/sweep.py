@@ -29,10 +29,11 @@ def sweep(
     resolved = cast("SweepRecipe", resolve("sweep", recipe, None, {}, sets))
     from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import sweep as pipeline
+    from vlmkit.pipelines.grid import scores
 
     directory = out or Path("runs/sweep")
     if dry_run:
-        results = {name: pipeline.scores(directory / name) for name in pipeline.cells(resolved)}
+        results = {name: scores(directory / name) for name in pipeline.cells(resolved)}
     else:
         results = pipeline.sweep(resolved, directory, jobs, RichProgress(), _announce)
     columns, lines = pipeline.table(results)

@@ -1,81 +1,61 @@
-"""SuperClass pretraining: captions in, a vision tower out."""
+"""Pretraining from captions: classification, matching, or both; a vision tower out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from vlmkit.config import DEFAULT_TOWER_RUN, PretrainRecipe
 from vlmkit.contracts import Batch
-from vlmkit.data.captions import CaptionLoader, CaptionTokenizer, collate_captions
+from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer, build_label_tokenizer
+from vlmkit.data.captions import CaptionLoader, collate_captions
+from vlmkit.data.corpus import CorpusCounts, count_corpus
+from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.loader import Stream, eval_batches
-from vlmkit.data.sources import open_captions
-from vlmkit.models.superclass import SuperClassModel
-from vlmkit.models.vision_tower import build_tower
+from vlmkit.data.sources import CaptionSource, open_captions
+from vlmkit.evals.label_report import label_report
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
-from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.runs import RunDirectory, is_run
-from vlmkit.tasks.superclass import SuperClassTask
+from vlmkit.tasks.build import build_task, needs
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
 from vlmkit.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from vlmkit.tasks.pretraining import PretrainingTask
 
-def plan(recipe: PretrainRecipe, out: Path) -> Plan:
-    """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
-    source = open_captions(recipe.data.train)
-    tower = build_tower(recipe.tower.name, recipe.tower.image_size, recipe.seed)
-    tokenizer = CaptionTokenizer(recipe.labels.context_length)
-    model = SuperClassModel(tower, tokenizer.vocab_size, recipe.seed)
-    trained = sum(p.numel() for p in model.parameters())
-    in_tower = sum(p.numel() for p in tower.parameters())
-    needed = model_bytes(trained, 0, recipe.train, world_size())
-    available, where = memory_here(recipe.train.device)
-    facts = (
-        ("run", str(out)),
-        (
-            "tower",
-            f"{recipe.tower.name}: {number(in_tower)} parameters, {tower.image_size} px, grid {tower.grid}",
-        ),
-        (
-            "labels",
-            f"{tokenizer.vocab_size} CLIP tokens, IDF {recipe.labels.idf}; head of {number(trained - in_tower)}",
-        ),
-        ("data", f"{recipe.data.train}: {len(source)} images with captions"),
-        ("held out", recipe.data.val or "none"),
-        ("length", length(recipe.train, len(source))),
-        (
-            "memory",
-            f"{gigabytes(needed)} for weights and optimizer plus activations; {gigabytes(available)} free on {where}",
-        ),
-    )
-    obstacle = None
-    if needed > available:
-        obstacle = (
-            f"{recipe.tower.name} needs {gigabytes(needed)} for its weights and optimizer, but {where} has "
-            f"{gigabytes(available)} free; choose a smaller --tower, or --set train.parallel=fsdp on several GPUs."
-        )
-    return Plan("pretrain-superclass", facts, obstacle)
+EVAL_BATCH_SIZE = 128
+"""Samples of a held-out batch, whatever the training batch: how well captions are told apart depends on how many."""
 
 
 def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None) -> RunOutcome:
-    """Run a SuperClass recipe in ``out``, resuming what is there; the tower ends in ``out/model`` (open_clip's)."""
+    """Run a recipe in ``out``, resuming what is there; the model ends in ``out/model`` (open_clip's layout).
+
+    A run that classifies also writes its label report (``label_report.json``, ``label_report.png``).
+    """
     context = distributed.setup(recipe.train.device)
     run = RunDirectory(out)
     source = open_captions(recipe.data.train)
     held_out = open_captions(recipe.data.val) if recipe.data.val else None
+    labels, corpus = _labels(recipe, source)
     fingerprints = {"train": source.fingerprint} | ({"val": held_out.fingerprint} if held_out else {})
-    prepare(run, recipe, fingerprints, context)
+    if labels is not None:
+        fingerprints["labels"] = labels.fingerprint
+    context.on_main(lambda: run.check(recipe, fingerprints))
     total_steps = recipe.train.total_steps(len(source))
     if is_finished(run, total_steps):
         return RunOutcome(run, already_finished=True)
-
-    tower = build_tower(recipe.tower.name, recipe.tower.image_size, recipe.seed)
-    tokenizer = CaptionTokenizer(recipe.labels.context_length)
-    task = SuperClassTask(SuperClassModel(tower, tokenizer.vocab_size, recipe.seed), tokenizer, recipe.labels.idf)
+    # The model before the directory: what cannot be built must leave nothing behind.
+    task = build_task(recipe, labels, corpus)
+    prepare(run, recipe, fingerprints, context)
+    text = ClipTokenizer() if "text_ids" in needs(recipe.objective) else None
+    size = task.tower.image_size
     stream = Stream(
-        CaptionLoader(source, tokenizer, tower.image_size, recipe.augment, recipe.seed),
-        len(source),
+        CaptionLoader(source, size, labels=labels, text=text, augment=recipe.augment, seed=recipe.seed),
+        source,
         collate_captions,
         global_batch_size=recipe.train.global_batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
@@ -88,9 +68,9 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     def val_batches() -> Iterator[Batch]:
         assert held_out is not None
         return eval_batches(
-            CaptionLoader(held_out, tokenizer, tower.image_size, seed=recipe.seed),
+            CaptionLoader(held_out, size, labels=labels, text=text, seed=recipe.seed),
             min(len(held_out), recipe.train.eval_samples),
-            stream.micro_batch_size,
+            EVAL_BATCH_SIZE,
             collate_captions,
             num_workers=recipe.train.num_workers,
             rank=context.rank,
@@ -109,7 +89,28 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
         progress=progress,
         description="pretrain",
     )
-    return fit_and_export(trainer, run)
+    outcome = fit_and_export(trainer, run)
+    context.on_main(lambda: _report_labels(recipe, source, task, run))
+    return outcome
+
+
+def _labels(recipe: PretrainRecipe, source: CaptionSource) -> tuple[LabelTokenizer | None, CorpusCounts | None]:
+    """What captions are classified into, where they are, and the counts of the corpus, where it is counted."""
+    if "label_ids" not in needs(recipe.objective):
+        return None, None
+    labels = build_label_tokenizer(recipe.labels, source, cache_folder("captions"))
+    if recipe.labels.idf != "corpus":
+        return labels, None
+    return labels, count_corpus(source, labels.tokenizer, cache_folder("captions"))
+
+
+def _report_labels(recipe: PretrainRecipe, source: CaptionSource, task: PretrainingTask, run: RunDirectory) -> None:
+    if task.classification is None:
+        return
+    labels, frequency = task.classification.tokenizer, task.classification.frequency
+    weights = frequency.weights(torch.arange(labels.vocab_size, device=frequency.num_documents.device)).cpu()
+    report = label_report(source, labels, recipe.labels, weights if recipe.labels.idf != "none" else None)
+    report.write(run.path)
 
 
 def is_missing_default(tower: str) -> bool:

@@ -121,7 +121,8 @@ def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenize
         llm, tokenizer = load_llm(recipe.llm, recipe.seed)
         tower = build_tower(recipe.vision_tower.name, recipe.vision_tower.image_size, recipe.seed)
         image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
-        return VLM.join(tower, llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
+        # Before its features are cached: batch norms of a tower in training mode would look at the batch.
+        return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
     vlm, tokenizer = load_vlm(init)
     have, want = (vlm.config.compressor, vlm.config.num_visual_tokens), recipe.compressor
     if have != (want.name, want.num_visual_tokens):

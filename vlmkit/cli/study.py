@@ -1,0 +1,42 @@
+"""``vlmkit study``: arms of pretraining against each other, over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from vlmkit.cli.options import DryRunOption, OutOption, RecipeOption, SetOption, resolve
+from vlmkit.cli.output import print_note, print_table
+
+if TYPE_CHECKING:
+    from vlmkit.config import StudyRecipe
+    from vlmkit.runs import ResultRow
+
+
+def study(
+    recipe: RecipeOption = None,
+    out: OutOption = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs that train at the same time.")] = 1,
+    sets: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Pretrain every arm of a study over its seeds, at equal data and at equal seconds, and probe the towers.
+
+    Finished runs are skipped, so the same command goes on where it was stopped. The table with its settings is also
+    written to OUT/study.md.
+    """
+    resolved = cast("StudyRecipe", resolve("study", recipe, None, {}, sets))
+    from vlmkit.cli.progress import RichProgress
+    from vlmkit.pipelines import study as pipeline
+
+    directory = out or Path("runs/study")
+    progress = RichProgress()
+    done = pipeline.cells(resolved) if dry_run else pipeline.study(resolved, directory, jobs, progress, _announce)
+    columns, lines = pipeline.table(done, directory)
+    print_table(f"Study {directory}: accuracy of a linear probe, mean over seeds +- standard error", columns, lines)
+
+
+def _announce(name: str, rows: list[ResultRow]) -> None:
+    print_note(f"{name}: " + ", ".join(f"{row.family} {row.value:.3f}" for row in rows if not row.variant))

@@ -1,0 +1,94 @@
+"""Many runs of one command: several at a time in processes of their own, resumable, with one progress display."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from json import loads
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmkit.errors import Interrupted, UserError
+from vlmkit.runs import ResultRow, RunDirectory
+from vlmkit.training.metrics import Progress
+
+POLL_SECONDS = 2.0
+
+OnCell = Callable[[str, list[ResultRow]], None]
+"""Hears the name and the result rows of every cell as it is done."""
+
+
+def run_grid(
+    cells: Mapping[str, tuple[Any, ...]],
+    run_cell: Callable[..., None],
+    total_steps: int,
+    out: Path,
+    jobs: int,
+    progress: Progress | None = None,
+    on_cell: OnCell | None = None,
+) -> dict[str, list[ResultRow]]:
+    """Call ``run_cell(out / name, *arguments)`` for every cell, ``jobs`` at a time, and return the rows of all.
+
+    The processors are shared equally among the jobs. ``total_steps`` of all cells together is what the progress counts
+    up to. Raises UserError naming the cells that failed, after the others have ended, and Interrupted when stopped (all
+    running cells are saved by then).
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    futures = {pool.submit(run_cell, out / name, *arguments): name for name, arguments in cells.items()}
+    if progress:
+        progress.start(total_steps, 0, f"{len(cells)} runs")
+    try:
+        failures = _watch(futures, out, progress, on_cell)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped; the runs in {out} are saved and the same command goes on.", 2) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        if progress:
+            progress.finish()
+    if failures:
+        raise UserError("; ".join(f"{name} failed: {reason}" for name, reason in failures.items()))
+    return {name: scores(out / name) for name in cells}
+
+
+def scores(run: Path) -> list[ResultRow]:
+    """The result rows of one cell, none if it has not been evaluated."""
+    return RunDirectory(run).results()
+
+
+def _watch(
+    futures: Mapping[Future[None], str], out: Path, progress: Progress | None, on_cell: OnCell | None
+) -> dict[str, str]:
+    """Wait for all cells, showing the steps they have made; returns the reasons of those that failed."""
+    failures: dict[str, str] = {}
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in done:
+            error = future.exception()
+            if isinstance(error, Interrupted):
+                raise KeyboardInterrupt
+            if error is not None and not isinstance(error, UserError):
+                raise error
+            if error is not None:
+                failures[futures[future]] = str(error)
+            elif on_cell:
+                on_cell(futures[future], scores(out / futures[future]))
+        if progress:
+            progress.update(sum(_steps_made(RunDirectory(out / name)) for name in futures.values()), {})
+    return failures
+
+
+def _steps_made(run: RunDirectory) -> int:
+    """The step of the last line of the run's metrics."""
+    try:
+        lines = run.metrics_path.read_text().splitlines()
+        return int(loads(lines[-1])["step"]) if lines else 0
+    except (FileNotFoundError, ValueError):
+        return 0

@@ -1,0 +1,71 @@
+"""The plan of a pretraining run: what the names stand for and what it needs, without making a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vlmkit.config import LabelConfig, PretrainRecipe
+from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
+from vlmkit.data.sources import open_captions
+from vlmkit.models.vision_tower import VisionTower
+from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
+from vlmkit.tasks.build import needs, parts_of
+
+
+def plan(recipe: PretrainRecipe, out: Path) -> Plan:
+    """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
+    source = open_captions(recipe.data.train)
+    with torch.device("meta"):
+        parts = parts_of(recipe, num_labels(recipe.labels))
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    frozen = sizes["vision tower"] if recipe.objective.name == "lit" else 0
+    trained = sum(sizes.values()) - frozen
+    needed = model_bytes(trained, frozen, recipe.train, world_size())
+    available, where = memory_here(recipe.train.device)
+    tower = parts["vision tower"]
+    assert isinstance(tower, VisionTower)
+    described = f"{recipe.tower.name}: {number(sizes['vision tower'])} parameters{', frozen' if frozen else ''}"
+    heads = ", ".join(f"{name} {number(size)}" for name, size in sizes.items() if name != "vision tower")
+    facts = [
+        ("run", str(out)),
+        ("objective", f"{_objective(recipe)}; {heads}"),
+        ("tower", f"{described}, {tower.image_size} px, grid {tower.grid}, pooling {tower.pooling}"),
+        ("data", f"{recipe.data.train}: {len(source)} images with captions"),
+        ("held out", recipe.data.val or "none"),
+        ("length", length(recipe.train, len(source))),
+        (
+            "memory",
+            f"{gigabytes(needed)} for weights and optimizer plus activations; {gigabytes(available)} free on {where}",
+        ),
+    ]
+    if "label_ids" in needs(recipe.objective):
+        facts.insert(3, ("labels", _labels(recipe.labels)))
+    obstacle = None
+    if needed > available:
+        obstacle = (
+            f"{recipe.tower.name} needs {gigabytes(needed)} for its weights and optimizer, but {where} has "
+            f"{gigabytes(available)} free; choose a smaller --tower, or --set train.parallel=fsdp on several GPUs."
+        )
+    return Plan("pretrain-superclass", tuple(facts), obstacle)
+
+
+def num_labels(labels: LabelConfig) -> int:
+    """Size of the label vocabulary; of the word tokenizer, whose corpus is unread, the largest it can be."""
+    if labels.tokenizer == "clip":
+        return ClipTokenizer(labels.context_length).vocab_size
+    if labels.tokenizer == "word":
+        return labels.vocab_size + 1
+    return FileTokenizer.open(labels.tokenizer, labels.context_length).vocab_size
+
+
+def _objective(recipe: PretrainRecipe) -> str:
+    objective = recipe.objective
+    return f"{objective.name}, {objective.loss} loss" if "label_ids" in needs(objective) else objective.name
+
+
+def _labels(labels: LabelConfig) -> str:
+    masks = ["stop words masked"] * labels.mask_stop_words
+    masks += [f"tokens of fewer than {labels.min_captions} captions masked"] * (labels.min_captions > 0)
+    return ", ".join([f"{num_labels(labels)} tokens ({labels.tokenizer})", f"IDF {labels.idf}", *masks])

@@ -78,7 +78,8 @@ def vary(recipe: Section, overrides: Mapping[str, Any]) -> Section:
     for key, value in overrides.items():
         _assign(given, key, value)
     raw = recipe.model_dump(mode="json", exclude_unset=True)
-    return parse_recipe(raw["command"], _lay_over(raw, given), origin="a variation of it")
+    command = recipe.model_dump()["command"]
+    return parse_recipe(command, _lay_over(raw, given), origin="a variation of it")
 
 
 def resume_conflicts(before: Section, now: Section) -> list[str]:

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "an unfinished run as tower": ([*TRAIN, "--vision-tower", "half"], ["half", "has not finished"]),
     "a run of another kind": (["eval", "vlm"], ["has not finished"]),
     "a run that is none": (["eval", "empty"], ["not a run directory"]),
-    "an unknown tower": ([*TRAIN, "--vision-tower", "ViT-X-16"], ["ViT-X-16", "ViT-B-16"]),
+    "an unknown tower": ([*TRAIN, "--vision-tower", "ViT-X-16"], ["ViT-X-16", "ViT-L-16"]),
     "a token count that does not tile": ([*TRAIN, "--tokens", "5"], ["1, 4, 16, 64"]),
     "an unknown language model": ([*TRAIN, "--llm", "qwen2-7b"], ["qwen2-7b", "qwen2.5-7b"]),
     "a language model that is not there": ([*TRAIN, "--llm", "./nowhere/model"], ["--llm tiny", "--weights random"]),

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from vlmkit.config import AugmentConfig
 from vlmkit.data import images
+from vlmkit.data.color import to_gray
 from vlmkit.data.images import BadImage, EvalTransform, PadTransform, TrainTransform, decode_image
 from vlmkit.registry import CLIP_MEAN
 
@@ -164,6 +165,40 @@ def test_running_out_of_memory_is_not_the_images_fault(monkeypatch: pytest.Monke
         decode_image(encode(PIXELS))
 
 
+def _jpeg(progressive: bool, subsampling: int, mode: str) -> bytes:
+    noisy = (PIXELS.astype(int) + np.random.default_rng(0).integers(-40, 40, PIXELS.shape)).clip(0, 255)
+    image = Image.fromarray(noisy.astype(np.uint8)).convert(mode)
+    return encode(image, "JPEG", quality=80, progressive=progressive, subsampling=subsampling)
+
+
+@pytest.mark.skipif(images.JPEG_DECODER == "pillow", reason="torchvision was built without a JPEG decoder")
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_both_jpeg_decoders_give_the_same_pixels(
+    progressive: bool, subsampling: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = _jpeg(progressive, subsampling, mode)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_to_rgb", lambda image: pytest.fail("went to Pillow"))
+        decoded = decode_image(encoded)
+    monkeypatch.setattr(images, "JPEG_DECODER", "pillow")
+    by_pillow = decode_image(encoded)
+    # Equal bytes where both carry the same version of libjpeg-turbo; versions differ in the last bit.
+    assert (decoded.int() - by_pillow.int()).abs().max() <= 2
+
+
+def test_pillow_decodes_what_torchvision_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = _jpeg(False, 2, "RGB")
+    expected = decode_image(encoded)
+
+    def refuse(*arguments: Any, **options: Any) -> torch.Tensor:
+        raise RuntimeError("unsupported")
+
+    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    assert (decode_image(encoded).int() - expected.int()).abs().max() <= 2
+
+
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (32, 32), (100, 33), (10, 20)])
 def test_eval_transform_is_resize_and_centre_crop(shape: tuple[int, int]) -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8))
@@ -228,6 +263,30 @@ def test_cropping_and_flipping_can_be_turned_off() -> None:
     assert torch.equal(plain(image, generator), EvalTransform(24)(image))
     flipped = TrainTransform(24, AugmentConfig(crop_scale=(1.0, 1.0), flip=1.0))
     assert torch.equal(flipped(image, generator), EvalTransform(24)(image).flip(-1))
+
+
+def test_colour_jitter_and_greying_happen_as_often_as_asked() -> None:
+    image = decode_image(PIXELS)
+    jittered = TrainTransform(24, AugmentConfig(crop_scale=(1, 1), color_jitter=(0.4, 0.4, 0.4, 0.1)))
+    gray = TrainTransform(24, AugmentConfig(crop_scale=(1, 1), grayscale_prob=0.2))
+    plain = EvalTransform(24)(image)
+    generator = torch.Generator().manual_seed(0)
+    changed = sum(not torch.equal(jittered(image, generator), plain) for _ in range(500)) / 500
+    assert changed == pytest.approx(0.8, abs=0.06)
+    outputs = [gray(image, generator) for _ in range(500)]
+    greyed = sum(bool((output[0] == output[1]).all() and (output[1] == output[2]).all()) for output in outputs) / 500
+    assert greyed == pytest.approx(0.2, abs=0.06)
+    assert all(output.dtype == torch.uint8 and output.shape == (3, 24, 24) for output in outputs)
+
+
+def test_colour_does_not_change_what_is_cropped() -> None:
+    """An objective with other colours sees the same crops: geometry is drawn first."""
+    image = decode_image(PIXELS)
+    crop = {"crop_scale": (0.3, 0.6), "flip": 0.5}
+    for seed in range(5):
+        plain = TrainTransform(24, AugmentConfig(**crop))(image, torch.Generator().manual_seed(seed))
+        gray = TrainTransform(24, AugmentConfig(**crop, grayscale_prob=1))(image, torch.Generator().manual_seed(seed))
+        assert torch.equal(gray, to_gray(plain))
 
 
 def test_padding_keeps_the_whole_image_and_centres_it() -> None:

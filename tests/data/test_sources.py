@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from shard_files import tar_bytes
 
 from vlmkit import registry
 from vlmkit.data import sources
-from vlmkit.data.images import decode_image
 from vlmkit.data.miniworld import MiniWorld
 from vlmkit.data.samples import BadSample, Turn
 from vlmkit.data.sources import open_captions, open_conversations, open_labelled
 from vlmkit.errors import UserError
-
-
-def write_shard(path: Path, files: dict[str, bytes]) -> None:
-    path.parent.mkdir(exist_ok=True, parents=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, BytesIO(data))
 
 
 def write_json(path: Path, content: Any) -> str:
@@ -50,9 +38,13 @@ def record(*values: str, **fields: Any) -> dict[str, Any]:
     ("opener", "spec", "message"),
     [
         (open_captions, "shards/a.tar", "is not a source; write KIND:WHERE, where KIND is one of miniworld, wds"),
-        (open_captions, "folder:x", "no kind of source for captions; use miniworld or wds"),
-        (open_conversations, "wds:x", "no kind of source for conversations; use miniworld or llava"),
-        (open_labelled, "llava:x", "no kind of source for labels; use miniworld or folder"),
+        (
+            open_captions,
+            "folder:x",
+            "no kind of source for captions; use one of miniworld, wds, csv, parquet, jsonl, hf",
+        ),
+        (open_conversations, "wds:x", "no kind of source for conversations; use one of miniworld, llava"),
+        (open_labelled, "llava:x", "no kind of source for labels; use one of miniworld, folder"),
         (open_captions, "miniworld:train?scens=10", "no option 'scens'; did you mean scenes"),
         (open_captions, "miniworld:train?scenes=many", "scenes of .* must be a whole number, not 'many'"),
         (open_captions, "miniworld:train?scenes=0", "scenes"),
@@ -81,7 +73,7 @@ def test_miniworld_in_its_three_roles() -> None:
     world = MiniWorld("val", 7, 2, 96)
     captions, conversations, labels = open_captions(spec), open_conversations(spec), open_labelled(spec)
     assert len(captions) == len(conversations) == len(labels) == 7
-    assert captions[3].captions == world.captions(3)
+    assert captions[3].captions == captions.captions_only(3) == world.captions(3)
     assert (captions[3].image == world.image(3)).all()
     assert conversations[3].independent
     assert conversations[3].turns == tuple(Turn(*question) for question in world.questions(3))
@@ -92,111 +84,6 @@ def test_miniworld_in_its_three_roles() -> None:
 
 def test_miniworld_default_sizes() -> None:
     assert [len(open_captions(f"miniworld:{split}")) for split in ("train", "val", "test")] == [16000, 2000, 2000]
-
-
-# --- tar shards -------------------------------------------------------------------------------------------------------
-
-
-def test_real_captions(shared_data: Path) -> None:
-    folder = shared_data / "captions"
-    train = open_captions(f"wds:{folder}/train-000?.tar")
-    assert len(train) == 1379
-    assert len(open_captions(f"wds:{folder}/val-0000.tar")) == 200
-    assert len(open_captions(f"wds:{folder}")) == 1579
-    assert len(open_captions(f"wds:{folder}/train-{{0000..0002}}.tar")) == 1050
-    assert len(open_captions(f"wds:{folder}/{{train-0003,val-0000}}.tar")) == 529
-    with tarfile.open(folder / "train-0001.tar") as tar:
-        members = tar.getmembers()
-        image, text = (tar.extractfile(member) for member in members[:2])
-        assert image is not None and text is not None
-        assert train[350].image == image.read()
-        assert train[350].captions == (text.read().decode(),)
-    assert all(decode_image(train[index].image).shape[0] == 3 for index in range(0, 1379, 97))
-
-
-def test_captions_from_text_or_json(tmp_path: Path) -> None:
-    write_shard(
-        tmp_path / "a.tar",
-        {
-            "dir/0001.JPG": b"one",
-            "dir/0001.txt": "größe".encode(),
-            "dir/0001.json": b'{"caption": "not this"}',
-            "0002.json": b'{"caption": ["two", "deux"]}',
-            "0002.webp": b"two",
-            "0002.cls": b"3",
-            "0003.seg.png": b"mask",
-            "0003.png": b"three",
-            "0003.json": b'{"caption": "three"}',
-        },
-    )
-    source = open_captions(f"wds:{tmp_path}/a.tar")
-    assert [(source[i].image, source[i].captions) for i in range(len(source))] == [
-        (b"one", ("größe",)),
-        (b"two", ("two", "deux")),
-        (b"three", ("three",)),
-    ]
-
-
-def test_unusable_captions_are_bad_samples(tmp_path: Path) -> None:
-    texts = {
-        "a.txt": b"good",
-        "b.txt": b"\xff\xfe not utf-8",
-        "c.txt": b"  \n",
-        "d.json": b"{broken",
-        "e.json": b'{"text": "no caption"}',
-        "f.json": b'{"caption": null}',
-        "g.json": b'{"caption": []}',
-        "h.json": b'["caption"]',
-        "i.nothing": b"",
-    }
-    files = {}
-    for name, data in texts.items():
-        files |= {f"{name[0]}.jpg": b"image", name: data}
-    write_shard(tmp_path / "a.tar", {**files, "j.txt": b"no image"})
-    source = open_captions(f"wds:{tmp_path}")
-    assert len(source) == 10
-    assert source[0].captions == ("good",)
-    for index in range(1, 10):
-        with pytest.raises(BadSample, match=r"caption|image"):
-            source[index]
-
-
-def test_cut_off_shards_are_refused_or_used_as_far_as_they_go(tmp_path: Path) -> None:
-    files = {f"{i}.{extension}": b"x" * 700 for i in range(5) for extension in ("jpg", "txt")}
-    write_shard(tmp_path / "a.tar", files)
-    data = (tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(data[: 512 * 3 * 7 + 900])  # inside the text of sample 3
-    with pytest.raises(UserError, match=r"a\.tar is cut off or damaged after 3 whole samples; .*allow_truncated"):
-        open_captions(f"wds:{tmp_path}")
-    source = open_captions(f"wds:{tmp_path}?allow_truncated=1")
-    assert [source[i].captions for i in range(len(source))] == [("x" * 700,)] * 3
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [("missing.tar", "no readable shard"), ("none-*.tar", "No shards found"), ("empty", "No shards found")],
-)
-def test_missing_shards(tmp_path: Path, where: str, message: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=message):
-        open_captions(f"wds:{tmp_path}/{where}")
-
-
-def test_shards_without_pairs(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", {"1.jpg": b"x", "2.txt": b"y"})
-    write_shard(tmp_path / "b.tar", {})
-    for where in ("a.tar", "b.tar"):
-        with pytest.raises(UserError, match="hold no pair"):
-            open_captions(f"wds:{tmp_path}/{where}")
-
-
-def test_shard_fingerprint_is_that_of_the_content_not_of_the_place(tmp_path: Path) -> None:
-    write_shard(tmp_path / "one" / "a.tar", {"1.jpg": b"x", "1.txt": b"y"})
-    shutil.copy(tmp_path / "one" / "a.tar", (tmp_path / "two").mkdir() or tmp_path / "two" / "a.tar")
-    fingerprint = open_captions(f"wds:{tmp_path}/one").fingerprint
-    assert open_captions(f"wds:{tmp_path}/two").fingerprint == fingerprint
-    write_shard(tmp_path / "two" / "b.tar", {"1.jpg": b"x", "1.txt": b"y"})
-    assert open_captions(f"wds:{tmp_path}/two").fingerprint != fingerprint
 
 
 # --- LLaVA JSON -------------------------------------------------------------------------------------------------------
@@ -330,7 +217,7 @@ def test_missing_or_empty_folders(tmp_path: Path) -> None:
 
 
 def test_sources_pickle(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", {"1.jpg": b"x", "1.txt": b"y"})
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"1.jpg": b"x", "1.txt": b"y"}))
     spec = write_json(tmp_path / "a.json", [record("q", "a")])
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "1.png").write_bytes(b"x")

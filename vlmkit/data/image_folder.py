@@ -1,8 +1,9 @@
-"""Labelled images in one folder a class, as torchvision's ImageFolder lays them out."""
+"""Images that lie as files in folders: read by name, or labelled by the folder they are in."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +12,34 @@ from vlmkit.errors import UserError
 
 ATTRIBUTE = "class"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+_PROBED_IMAGES = 64
+
+
+class ImageFolder:
+    """Image files by their paths relative to a folder; absolute paths stand for themselves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes:
+        """The file as it is. Raises BadSample if it cannot be read."""
+        try:
+            return (self.folder / name).read_bytes()
+        except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise BadSample(f"{self.folder / name} cannot be read ({reason})") from error
+
+    def probe(self, names: Sequence[str], remedy: str) -> list[int]:
+        """Sizes of some of the files, evenly spaced, -1 where one is missing; to tell one set of images from another.
+
+        Raises UserError, ending in ``remedy``, if none of them is there.
+        """
+        paths = [self.folder / name for name in names[:: max(1, len(names) // _PROBED_IMAGES)]]
+        sizes = [path.stat().st_size if path.is_file() else -1 for path in paths]
+        if sizes and max(sizes) < 0:
+            raise UserError(f"The images are not there, e.g. {paths[0]}; {remedy}.")
+        return sizes
 
 
 class LabelledFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Batch
-from vlmkit.data.order import EpochOrder, SampleKey, stable_hash
+from vlmkit.data.order import SampleKey, SampleOrder, order_of
 from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 
@@ -30,12 +30,13 @@ _log = logging.getLogger(__name__)
 class Stream:
     """Shuffled, endless training batches; implements ``contracts.BatchStream``.
 
-    The samples of an optimizer step are the next ``global_batch_size`` keys of an ``EpochOrder``. A rank takes every
-    ``world_size``-th of them and cuts its share, in order, into micro-batches (of its whole share, if that is smaller
-    than ``micro_batch_size``). A step therefore holds the same samples for any number of ranks, workers and
-    micro-batches, and a run can continue from any step.
+    The samples of an optimizer step are the next ``global_batch_size`` keys of the source's order (``order_of``; the
+    number of its samples instead of the source: plainly shuffled). A rank takes every ``world_size``-th of them and
+    cuts its share, in order, into micro-batches (of its whole share, if that is smaller than ``micro_batch_size``). A
+    step therefore holds the same samples for any number of ranks, workers and micro-batches, and a run can continue
+    from any step.
 
-    A bad sample is replaced by one that (seed, index, attempt) picks, and counted in ``batch["num_bad"]``.
+    A bad sample is replaced by one that the order picks, and counted in ``batch["num_bad"]``.
 
     ``load`` and ``collate`` run in ``num_workers`` processes (0: in this one), never touch global random state and
     must be picklable. Raises UserError if the source is empty or the batch does not divide among ranks and
@@ -45,7 +46,7 @@ class Stream:
     def __init__(
         self,
         load: Load,
-        num_samples: int,
+        source: Sized | int,
         collate: Collate,
         *,
         global_batch_size: int,
@@ -55,7 +56,7 @@ class Stream:
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        if num_samples < 1:
+        if not source:
             raise UserError("The training source holds no samples; check where data.train points.")
         if global_batch_size % world_size:
             raise UserError(
@@ -72,8 +73,8 @@ class Stream:
         self.global_batch_size = global_batch_size
         self.micro_batches_per_step = share // self.micro_batch_size
         self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
-        self._order = EpochOrder(num_samples, seed)
-        self._assemble = _TrainingAssembler(load, collate, num_samples, seed)
+        self._order = order_of(source, seed)
+        self._assemble = _TrainingAssembler(load, collate, self._order)
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
         """Endless iterator over this rank's micro-batches, starting where ``samples_seen`` samples are consumed."""
@@ -124,8 +125,7 @@ def eval_batches(
 class _TrainingAssembler:
     load: Load
     collate: Collate
-    num_samples: int
-    seed: int
+    order: SampleOrder
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         items, bad = zip(*(self._load_or_substitute(*key) for key in keys), strict=True)
@@ -139,7 +139,7 @@ class _TrainingAssembler:
             except BadSample as error:
                 reason = str(error)
                 _log.info("sample %d cannot be used: %s", candidate, reason)
-                candidate = stable_hash(self.seed, index, attempt) % self.num_samples
+                candidate = self.order.substitute((index, epoch), attempt)
         raise UserError(
             f"Sample {index} and all {MAX_SUBSTITUTES} substitutes tried for it cannot be read (the last: {reason}); "
             "check the training data."

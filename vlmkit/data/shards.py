@@ -2,140 +2,117 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
 import json
-import re
-from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from vlmkit.data.cells import check_captions
+from vlmkit.data.order import SampleOrder
+from vlmkit.data.patterns import find_paths
+from vlmkit.data.remote import is_remote
+from vlmkit.data.remote_shards import DEFAULT_CACHE_GB, RemoteShards
 from vlmkit.data.samples import BadSample, CaptionSample
-from vlmkit.data.tar_index import Member, Shard
+from vlmkit.data.shard_index import LocalShards, Progress
+from vlmkit.data.shard_table import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from vlmkit.errors import UserError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CAPTION_EXTENSIONS = ("txt", "json")
 
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_ABSENT = Member("", 0, -1)
-_ROW = np.dtype(
-    [
-        ("shard", np.int32),
-        ("is_json", np.bool_),
-        ("image_offset", np.int64),
-        ("image_size", np.int64),
-        ("caption_offset", np.int64),
-        ("caption_size", np.int64),
-    ]
-)
+class Shards(Protocol):
+    """Where the bytes of a list of shards come from."""
+
+    shard_sizes: np.ndarray
+    """Samples of each shard, int64."""
+    num_pairs: int
+    """Samples that have both an image and a caption."""
+    fingerprint: str
+
+    def name(self, shard: int) -> str: ...
+
+    def rows(self, shard: int) -> np.ndarray: ...
+
+    def read(self, shard: int, offset: int, size: int) -> bytes: ...
+
+    def order(self, seed: int) -> SampleOrder: ...
 
 
 class ShardCaptions:
     """A source of caption samples over tar shards: one sample for each run of members that share a key.
 
-    ``pattern`` is a tar, a directory of tars, a glob, or either with braces (``{0000..0120}``, ``{a,b}``). The caption
-    is the text of KEY.txt, else ``caption`` (a text or a list of texts) of KEY.json. A sample without image or
-    readable caption raises BadSample. Raises UserError if there are no shards or no pairs, or if a shard is cut off
-    (with ``allow_truncated`` its whole pairs are used).
+    ``pattern`` is a tar, a directory of tars or a glob, as a path or as a URL that fsspec understands, with or without
+    braces (``{0000..0120}``, ``{a,b}``). The caption is the text of KEY.txt, else ``caption`` (a text or a list of
+    texts) of KEY.json. A sample without image or caption is a BadSample.
+
+    Shards behind a URL are fetched into a cache of ``cache_gb`` gigabytes, and what they hold is read from a
+    ``manifest`` (see :class:`~vlmkit.data.remote_shards.RemoteShards`).
+
+    Raises UserError if there is nothing to read or a shard is damaged (with ``allow_truncated`` its whole pairs are
+    used). ``progress`` hears how many shards are indexed.
     """
 
-    def __init__(self, pattern: str, allow_truncated: bool = False) -> None:
-        self._shards = [Shard.at(path) for path in find_shards(pattern)]
-        digest = sha256()
-        tables = []
-        for number, shard in enumerate(self._shards):
-            index = shard.index()
-            table = np.array([_row(number, parts) for parts in _groups(index.members)], _ROW)
-            whole = table[_is_pair(table)]
-            if not index.intact and not allow_truncated:
-                raise UserError(
-                    f"{shard.path} is cut off or damaged after {len(whole)} whole samples; "
-                    "fetch it again, or add ?allow_truncated=1 to the source to use those."
-                )
-            tables.append(table if index.intact else whole)
-            digest.update(json.dumps([shard.path.name, index.members]).encode())
-        self._rows = np.concatenate(tables)
-        if not _is_pair(self._rows).any():
+    def __init__(
+        self,
+        pattern: str,
+        allow_truncated: bool = False,
+        cache_gb: float | None = None,
+        manifest: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if not is_remote(pattern) and (cache_gb, manifest) != (None, None):
+            raise UserError(
+                f"cache_gb and manifest are for shards behind a URL, and {pattern} is local; leave them out."
+            )
+        found = find_paths(pattern, ".tar")
+        if not found:
+            raise UserError(
+                f"No shards found at {pattern}; give a .tar, a directory of them, or a pattern that matches."
+            )
+        self._shards: Shards
+        if is_remote(pattern):
+            room = DEFAULT_CACHE_GB if cache_gb is None else cache_gb
+            self._shards = RemoteShards(found, allow_truncated, room, manifest, progress)
+        else:
+            self._shards = LocalShards([Path(path) for path in found], allow_truncated, progress)
+        self.shard_sizes = self._shards.shard_sizes
+        self._ends = np.cumsum(self.shard_sizes)
+        self.fingerprint = self._shards.fingerprint
+        if not self._shards.num_pairs:
             raise UserError(
                 f"The shards at {pattern} hold no pair of an image ({', '.join(IMAGE_EXTENSIONS)}) and a caption "
                 f"({', '.join(CAPTION_EXTENSIONS)}) with the same key; check that they are WebDataset shards."
             )
-        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> CaptionSample:
-        row = self._rows[index]
-        shard = self._shards[row["shard"]]
-        if not _is_pair(row):
-            missing = "image" if row["image_size"] < 0 else "caption"
-            raise BadSample(f"sample {index} ({shard.path.name}) has no {missing}")
-        captions = _parse_captions(shard.read(int(row["caption_offset"]), int(row["caption_size"])), row["is_json"])
-        return CaptionSample(shard.read(int(row["image_offset"]), int(row["image_size"])), captions)
+        shard, row = self._find(index)
+        image = self._read(index, shard, row, "image")
+        return CaptionSample(image, self._captions(index, shard, row))
 
+    def captions_only(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample, whose image is not read."""
+        return self._captions(index, *self._find(index))
 
-def find_shards(pattern: str) -> list[Path]:
-    """The tars that ``pattern`` stands for, in order. Raises UserError if there are none."""
-    paths: list[Path] = []
-    for expanded in _expand_braces(pattern):
-        path = Path(expanded).expanduser()
-        if path.is_dir():
-            paths += sorted(path.glob("*.tar"))
-        elif glob.has_magic(expanded):
-            paths += sorted(map(Path, glob.glob(str(path))))
-        else:
-            paths.append(path)
-    if not paths:
-        raise UserError(f"No shards found at {pattern}; give a .tar, a directory of them, or a pattern that matches.")
-    return paths
+    def order(self, seed: int) -> SampleOrder:
+        """The order of training: windows of whole shards where these have to be fetched."""
+        return self._shards.order(seed)
 
+    def _find(self, index: int) -> tuple[int, np.void]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, self._shards.rows(shard)[index - int(self._ends[shard])]
 
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = _BRACES.search(pattern)
-    if match is None:
-        yield pattern
-        return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        choices = [str(number).zfill(len(span[1])) for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        choices = match[1].split(",")
-    for choice in choices:
-        yield from _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    def _captions(self, index: int, shard: int, row: np.void) -> tuple[str, ...]:
+        data = self._read(index, shard, row, "caption")
+        try:
+            return check_captions(json.loads(data)["caption"] if row["is_json"] else data.decode("utf-8"))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadSample(f"the caption cannot be read ({type(error).__name__}: {error})") from error
 
-
-def _groups(members: tuple[Member, ...]) -> Iterator[dict[str, Member]]:
-    """Members by lower-case extension, for each run of members with one key: the path up to the name's first dot."""
-
-    def key(member: Member) -> str:
-        folder, slash, name = member.name.rpartition("/")
-        return folder + slash + name.partition(".")[0]
-
-    for _, group in itertools.groupby(members, key):
-        yield {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in group}
-
-
-def _row(shard: int, parts: dict[str, Member]) -> tuple[int, bool, int, int, int, int]:
-    image = next((parts[extension] for extension in IMAGE_EXTENSIONS if extension in parts), _ABSENT)
-    extension = next((extension for extension in CAPTION_EXTENSIONS if extension in parts), "")
-    caption = parts.get(extension, _ABSENT)
-    return shard, extension == "json", image.offset, image.size, caption.offset, caption.size
-
-
-def _is_pair(rows: np.ndarray) -> np.ndarray:
-    return (rows["image_size"] >= 0) & (rows["caption_size"] >= 0)
-
-
-def _parse_captions(data: bytes, is_json: bool) -> tuple[str, ...]:
-    try:
-        content = json.loads(data)["caption"] if is_json else data.decode("utf-8")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadSample(f"the caption cannot be read ({type(error).__name__}: {error})") from error
-    captions = tuple(content) if isinstance(content, list) else (content,)
-    if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
-        raise BadSample("the caption is empty or not a text")
-    return captions
+    def _read(self, index: int, shard: int, row: np.void, part: str) -> bytes:
+        if row[f"{part}_size"] < 0:
+            raise BadSample(f"sample {index} ({self._shards.name(shard)}) has no {part}")
+        return self._shards.read(shard, int(row[f"{part}_offset"]), int(row[f"{part}_size"]))

@@ -1,25 +1,36 @@
 """Opens a source of samples from its specification, KIND:WHERE[?option=value&...].
 
-miniworld:SPLIT?scenes=&seed=&image_size=   captions, conversations, labels   the embedded drawn world
-wds:SHARDS?allow_truncated=                 captions                          tar shards: file, folder, glob or {a..b}
-llava:FILE.json?images=                     conversations                     LLaVA's JSON form
-folder:DIRECTORY                            labels                            one subfolder a class
+miniworld:SPLIT?scenes=&seed=&image_size=            captions, conversations, labels   the embedded drawn world
+wds:SHARDS?allow_truncated=&cache_gb=&manifest=      captions   tar shards: file, folder, glob or {a..b}, path or URL
+csv:FILE?image=&caption=&root=&sep=                  captions   paths of images and captions; .tsv: separated by tabs
+parquet:FILES?image=&caption=                        captions   file, folder, glob or {a..b}
+jsonl:FILE?images=                                   captions   JSON lines beside a folder of images
+hf:NAME?split=&image=&caption=&revision=&config=     captions   a data set of the Hugging Face hub, or a local one
+llava:FILE.json?images=                              conversations                     LLaVA's JSON form
+folder:DIRECTORY                                     labels                            one subfolder a class
+
+Instead of one specification, captions and conversations may be a mixture: {specification: weight, ...}.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vlmkit.contracts import Source
+from vlmkit.data.hub import HubCaptions
 from vlmkit.data.image_folder import LabelledFolder
 from vlmkit.data.llava_json import LlavaConversations
 from vlmkit.data.miniworld import MiniWorld
+from vlmkit.data.mixture import CaptionMixture, Mixture
 from vlmkit.data.samples import CaptionSample, ConversationSample, LabelledSample, Turn
+from vlmkit.data.shard_index import Progress
 from vlmkit.data.shards import ShardCaptions
+from vlmkit.data.tables import csv_captions, jsonl_captions, parquet_captions
 from vlmkit.errors import UserError
 
 
@@ -29,19 +40,37 @@ class LabelledSource(Source[LabelledSample], Protocol):
     classes: dict[str, list[str]]
 
 
-def open_captions(spec: str) -> Source[CaptionSample]:
-    """Images with captions. Raises UserError if ``spec`` is wrong or there is nothing to read."""
-    return _open(spec, "captions", _CAPTIONS)
+class CaptionSource(Source[CaptionSample], Protocol):
+    """A source of captions that can be read without their images, at a fraction of the cost."""
+
+    def captions_only(self, index: int) -> tuple[str, ...]:
+        """``source[index].captions``; raises BadSample where these cannot be used."""
+        ...
 
 
-def open_conversations(spec: str) -> Source[ConversationSample]:
+def open_captions(spec: str | Mapping[str, float], progress: Progress | None = None) -> CaptionSource:
+    """Images with captions. Raises UserError if ``spec`` is wrong or there is nothing to read.
+
+    ``progress`` hears (parts done, of all) when data are indexed or converted at their first use.
+    """
+    if isinstance(spec, str):
+        source: CaptionSource = _open(spec, "captions", _CAPTIONS, progress)
+        return source
+    return CaptionMixture([open_captions(part, progress) for part in spec], list(spec.values()))
+
+
+def open_conversations(spec: str | Mapping[str, float]) -> Source[ConversationSample]:
     """Images with questions and answers. Raises UserError if ``spec`` is wrong or there is nothing to read."""
-    return _open(spec, "conversations", _CONVERSATIONS)
+    if isinstance(spec, str):
+        source: Source[ConversationSample] = _open(spec, "conversations", _CONVERSATIONS)
+        return source
+    return Mixture([open_conversations(part) for part in spec], list(spec.values()))
 
 
 def open_labelled(spec: str) -> LabelledSource:
     """Images with class labels. Raises UserError if ``spec`` is wrong or there is nothing to read."""
-    return _open(spec, "labels", _LABELS)
+    source: LabelledSource = _open(spec, "labels", _LABELS)
+    return source
 
 
 _SCENES = {"train": 16000, "val": 2000, "test": 2000}
@@ -63,6 +92,10 @@ class WorldCaptions(_World):
 
     def __getitem__(self, index: int) -> CaptionSample:
         return CaptionSample(self.world.image(index), self.world.captions(index))
+
+    def captions_only(self, index: int) -> tuple[str, ...]:
+        """The captions of a scene, which is not drawn."""
+        return self.world.captions(index)
 
 
 class WorldConversations(_World):
@@ -87,18 +120,38 @@ def _flag(text: str) -> bool:
     return {"0": False, "false": False, "1": True, "true": True}[text.lower()]
 
 
+def _size(text: str) -> float:
+    size = float(text)
+    if not 0 < size < math.inf:
+        raise ValueError(text)
+    return size
+
+
+def _separator(text: str) -> str:
+    separator = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(separator) != 1:
+        raise ValueError(text)
+    return separator
+
+
 @dataclass(frozen=True)
 class _Kind:
     """How one kind of source is opened: called with WHERE and its options, each read by the given function."""
 
     open: Callable[..., Any]
     options: Mapping[str, Callable[[str], Any]]
+    reports: bool = False
+    """Whether opening may take long and takes a ``progress``."""
 
 
 _WORLD_OPTIONS = {"scenes": int, "seed": int, "image_size": int}
 _CAPTIONS = {
     "miniworld": _Kind(WorldCaptions, _WORLD_OPTIONS),
-    "wds": _Kind(ShardCaptions, {"allow_truncated": _flag}),
+    "wds": _Kind(ShardCaptions, {"allow_truncated": _flag, "cache_gb": _size, "manifest": str}, reports=True),
+    "csv": _Kind(csv_captions, {"image": str, "caption": str, "root": str, "sep": _separator}),
+    "parquet": _Kind(parquet_captions, {"image": str, "caption": str}, reports=True),
+    "jsonl": _Kind(jsonl_captions, {"images": str}),
+    "hf": _Kind(HubCaptions, dict.fromkeys(("split", "image", "caption", "revision", "config"), str)),
 }
 _CONVERSATIONS = {
     "miniworld": _Kind(WorldConversations, _WORLD_OPTIONS),
@@ -113,14 +166,16 @@ _LABELS = {
 _SPEC = re.compile(r"(?P<kind>\w*):(?P<where>.+?)(?:\?(?P<options>\w+=[^?]*))?")
 
 
-def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind]) -> Any:
+def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind], progress: Progress | None = None) -> Any:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise UserError(f"{spec!r} is not a source; write KIND:WHERE, where KIND is one of {', '.join(kinds)}.")
     kind = kinds.get(match["kind"])
     if kind is None:
-        raise UserError(f"{match['kind']!r} in {spec!r} is no kind of source for {purpose}; use {' or '.join(kinds)}.")
-    options = {}
+        raise UserError(
+            f"{match['kind']!r} in {spec!r} is no kind of source for {purpose}; use one of {', '.join(kinds)}."
+        )
+    options: dict[str, Any] = {"progress": progress} if kind.reports else {}
     for assignment in match["options"].split("&") if match["options"] else []:
         name, _, text = assignment.partition("=")
         options[name] = _read_option(spec, kind.options, name, text)
@@ -135,5 +190,10 @@ def _read_option(spec: str, readers: Mapping[str, Callable[[str], Any]], name: s
     try:
         return readers[name](text)
     except (ValueError, KeyError):
-        expected = {int: "a whole number", _flag: "0 or 1"}[readers[name]]
+        expected = {
+            int: "a whole number",
+            _flag: "0 or 1",
+            _size: "a size above 0",
+            _separator: "one character, or tab",
+        }[readers[name]]
         raise UserError(f"Option {name} of the source {spec!r} must be {expected}, not {text!r}.") from None

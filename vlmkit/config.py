@@ -141,9 +141,9 @@ class PretrainRecipe(Section):
     augment: AugmentConfig = AugmentConfig()
     labels: LabelConfig = LabelConfig()
     train: TrainConfig = TrainConfig(
-        samples=40_000,
+        samples=48_000,
         global_batch_size=32,
-        optim=OptimConfig(lr=1e-3, eps=1e-8, weight_decay=0.02),
+        optim=OptimConfig(lr=1.6e-3, eps=1e-8, weight_decay=0.02),
     )
 
 

@@ -26,7 +26,7 @@ from vlmkit.runs import ResultRow, RunDirectory, open_model
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
 
-PROBE_TRAIN, PROBE_TEST = "miniworld:train?scenes=5000", "miniworld:test?scenes=2000"
+PROBE_TRAIN, PROBE_TEST = "miniworld:train?scenes=5000", "miniworld:test?scenes=4000"
 RANDOM_TOWER = "random tower"
 """The ``variant`` of the rows of the untrained tower beside the run's own."""
 

@@ -93,7 +93,7 @@ def test_only_what_changes_the_result_blocks_a_resume() -> None:
     harmless = {"train.steps": 20, "train.num_workers": 2, "train.log.every_steps": 1, "train.checkpoint.keep": 5}
     assert resume_conflicts(before, load_recipe("pretrain-superclass", None, harmless)) == []
     other = load_recipe("pretrain-superclass", None, {"train.steps": 10, "train.optim.lr": 0.5, "seed": 1})
-    assert resume_conflicts(before, other) == ["seed: 0 -> 1", "train.optim.lr: 0.001 -> 0.5"]
+    assert resume_conflicts(before, other) == ["seed: 0 -> 1", "train.optim.lr: 0.0016 -> 0.5"]
 
 
 def test_language_models_with_weights_get_the_published_stages_and_fresh_ones_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pickle
 import threading
@@ -137,3 +138,20 @@ def test_loader_gives_cached_features_or_pixels_with_the_same_text() -> None:
         assert pixels.images.dtype == torch.uint8 and pixels.images.shape == (2, 3, 8, 8)
         torch.testing.assert_close(features.images.float(), means(pixels.images))
     assert cached(0, 0).images is None and plain(0, 0).images is None
+
+
+def test_with_cached_features_no_image_is_read() -> None:
+    from transformers import AutoTokenizer
+
+    from vlmkit.data.tokenizer import DIRECTORY
+
+    def unreadable() -> bytes:
+        raise AssertionError("the image was read")
+
+    class Unread(Memory):
+        def __getitem__(self, index: int) -> ConversationSample:
+            sample = super().__getitem__(index)
+            return dataclasses.replace(sample, images=(unreadable,) * len(sample.images))
+
+    encoder = ConversationEncoder(AutoTokenizer.from_pretrained(DIRECTORY), 2, 64)
+    assert ConversationLoader(Unread(), encoder, 8, build(Memory()))(2, 0).images is not None

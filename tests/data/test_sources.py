@@ -101,7 +101,7 @@ def test_real_conversations(shared_data: Path) -> None:
         assert sample.id == raw[index]["id"]
         assert not sample.independent
         assert sample.turns == (Turn(human["value"], gpt["value"], raw[index]["question_type"], (gpt["value"],)),)
-        assert sample.images == ((shared_data / "vqa" / raw[index]["image"]).read_bytes(),)
+        assert sample.read_images() == [(shared_data / "vqa" / raw[index]["image"]).read_bytes()]
     assert train.fingerprint != test.fingerprint
 
 
@@ -118,7 +118,7 @@ def test_dialogues_several_images_and_text_only(tmp_path: Path) -> None:
         ],
     )
     source = open_conversations(spec + f"?images={tmp_path}/pictures")
-    assert [source[i].images for i in range(3)] == [(b"a",), (b"b", b"a"), ()]
+    assert [source[i].read_images() for i in range(3)] == [[b"a"], [b"b", b"a"], []]
     assert source[0].turns == (Turn("<image>\nq1", "a1", "all"), Turn("q2 ü", "a2", "all"))
     assert (source[1].id, source[1].turns[0].family) == ("7", "choice")
     with pytest.raises(UserError, match=r"images of .* are not there, e\.g\. .*\?images=DIR"):
@@ -130,9 +130,10 @@ def test_a_missing_image_is_a_bad_sample(tmp_path: Path) -> None:
     source = open_conversations(
         write_json(tmp_path / "a.json", [record("q", "a", image="a.png"), record("q", "a", image="b.png")])
     )
-    assert source[0].images == (b"a",)
+    assert source[0].read_images() == [b"a"]
+    text_alone = source[1]
     with pytest.raises(BadSample, match=r"b\.png cannot be read"):
-        source[1]
+        text_alone.read_images()
 
 
 @pytest.mark.parametrize(

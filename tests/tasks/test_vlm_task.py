@@ -140,7 +140,7 @@ def test_it_learns_and_generation_agrees_with_teacher_forcing(compressor: str) -
         ids = task.model.generate(
             input_ids=torch.tensor([prompt.ids]),
             attention_mask=torch.ones(1, len(prompt.ids), dtype=torch.long),
-            pixel_values=torch.from_numpy(np.array(sample.images[0])).permute(2, 0, 1)[None],
+            pixel_values=torch.from_numpy(np.array(sample.read_images()[0])).permute(2, 0, 1)[None],
             query_input_ids=query,
             query_attention_mask=None if query is None else torch.ones_like(query),
             max_new_tokens=3,

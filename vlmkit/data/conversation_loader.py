@@ -46,5 +46,5 @@ class ConversationLoader:
                 self._encoded[index] = sequences
             return ConversationItem(sequences, images)
         sample = self._source[index]
-        pixels = [self._transform(decode_image(image)) for image in sample.images]
+        pixels = [self._transform(decode_image(image)) for image in sample.read_images()]
         return ConversationItem(self._encoder.encode(sample), torch.stack(pixels) if pixels else None)

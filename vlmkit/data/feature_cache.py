@@ -131,7 +131,7 @@ class _Pixels(Dataset[torch.Tensor | None]):
 
     def __getitem__(self, index: int) -> torch.Tensor | None:
         try:
-            images = [self._transform(decode_image(image)) for image in self._source[index].images]
+            images = [self._transform(decode_image(image)) for image in self._source[index].read_images()]
         except BadSample as error:
             _log.info("sample %d has no features: %s", index, error)
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class LlavaConversations:
         identity, names, family, turns = json.loads(self._rows[start:end])
         return ConversationSample(
             id=identity,
-            images=tuple(self._read_image(name) for name in names),
+            images=tuple(partial(self._read_image, name) for name in names),
             turns=tuple(Turn(question, answer, family) for question, answer in turns),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ class BadSample(Exception):
 
 Image = bytes | np.ndarray
 """An encoded file as it stands on disk, or decoded pixels as uint8 [H, W, 3]."""
+
+LazyImage = Image | Callable[[], Image]
+"""An image, or a function that reads or draws it; the function raises BadSample where that fails."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,20 @@ class Turn:
 
 @dataclass(frozen=True)
 class ConversationSample:
-    """Turns about zero or more images.
+    """Turns about zero or more images, which stay unread until they are asked for: with cached features nobody asks.
 
     With ``independent`` every turn is a question of its own about the images and must not see the other turns;
     otherwise the turns are one dialogue, in order.
     """
 
     id: str
-    images: tuple[Image, ...]
+    images: tuple[LazyImage, ...]
     turns: tuple[Turn, ...]
     independent: bool = False
+
+    def read_images(self) -> list[Image]:
+        """The images themselves. Raises BadSample if one cannot be read."""
+        return [image() if callable(image) else image for image in self.images]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from vlmkit.contracts import Source
@@ -104,7 +105,7 @@ class WorldConversations(_World):
     def __getitem__(self, index: int) -> ConversationSample:
         turns = tuple(Turn(question, answer, family) for question, answer, family in self.world.questions(index))
         identity = f"miniworld-{self.world.split}-{index}"
-        return ConversationSample(identity, (self.world.image(index),), turns, independent=True)
+        return ConversationSample(identity, (partial(self.world.image, index),), turns, independent=True)
 
 
 class WorldLabels(_World):

@@ -117,7 +117,7 @@ def _loader(benchmark: Benchmark, transform: PadTransform) -> Callable[[int, int
     def load(index: int, epoch: int) -> _Loaded:
         sample = benchmark.samples[index]
         questions = benchmark.questions(sample)
-        images = [transform(decode_image(image)) for image in sample.images]
+        images = [transform(decode_image(image)) for image in sample.read_images()]
         empty = torch.empty(0, 3, transform.size, transform.size, dtype=torch.uint8)
         pixels = torch.stack(images) if images else empty
         return ImagePrompts(sample.id, pixels, [question.prompt for question in questions]), questions

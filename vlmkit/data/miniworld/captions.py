@@ -77,9 +77,11 @@ def _style(draws: Draws) -> Callable[[Scene, Draws], str]:
 
 def _plain(scene: Scene, draws: Draws) -> str:
     """Everything in one sentence, shapes or sign first: "a photo of two red stars with the text k 9 on black"."""
-    shapes = _shapes(scene, draws)
-    if not scene.is_badge and draws.chance(0.6):
-        shapes = f"{_number(len(scene.items), draws)} shapes, {shapes}"
+    if scene.is_badge or draws.chance(0.1):
+        shapes = _shapes(scene, draws)
+    else:
+        # Mostly one number word a caption, for the whole scene: several would say nothing about it in a bag of words.
+        shapes = f"{_number(len(scene.items), draws)} shapes, {_shapes(scene, draws, counted=draws.chance(0.15))}"
     if draws.chance(0.1):
         shapes = f"{shapes} {draws.pick(_BACKDROPS)}"
     opening = draws.pick(_OPENINGS)
@@ -135,19 +137,22 @@ def _detailed(scene: Scene, draws: Draws) -> str:
     return " ".join(part[0].upper() + part[1:] for part in parts)
 
 
-def _shapes(scene: Scene, draws: Draws) -> str:
-    *groups, last = draws.shuffled(_groups(scene, draws))
+def _shapes(scene: Scene, draws: Draws, counted: bool = True) -> str:
+    *groups, last = draws.shuffled(_groups(scene, draws, counted))
     return f"{', '.join(groups)} and {last}" if groups else last
 
 
-def _groups(scene: Scene, draws: Draws) -> list[str]:
-    """Each kind of shape with its number: ["two small red stars", "a blue ring"]."""
+def _groups(scene: Scene, draws: Draws, counted: bool = True) -> list[str]:
+    """Each kind of shape, if ``counted`` with its number: ["two small red stars", "a blue ring"]."""
     sizes = _BADGE_SIZES if scene.is_badge else _SCATTER_SIZES
     groups = []
     for (color, shape), count in Counter((item.color, item.shape) for item in scene.items).items():
         words = (draws.pick(sizes), _word(color, draws), _word(shape, draws))
         name = " ".join(word for word in words if word)
-        groups.append(f"{_number(count, draws)} {plural(name)}" if count > 1 else _with_article(name))
+        if count == 1:
+            groups.append(_with_article(name))
+        else:
+            groups.append(f"{_number(count, draws)} {plural(name)}" if counted else plural(name))
     return groups
 
 

@@ -1,4 +1,4 @@
-"""Every recipe that ships can be planned, opens with command, hardware, time and expectation, and says what is published."""
+"""Every recipe that ships can be planned, and opens with the command, hardware, time and expectation."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
         assert isinstance(local, PretrainRecipe)
         yield plan_pretrain.plan(local, out)
     elif isinstance(recipe, StudyRecipe):
-        for cell in study.cells(recipe).values():
-            yield from _plans(cell.recipe, out)
+        arms = {cell.arm: cell.recipe for cell in study.cells(recipe).values()}
+        for arm in arms.values():
+            yield from _plans(arm, out)
     elif isinstance(recipe, SweepRecipe):
         for vlm in sweep.cells(recipe).values():
             yield from _plans(vlm, out)

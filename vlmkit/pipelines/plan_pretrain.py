@@ -17,8 +17,9 @@ from vlmkit.tasks.build import needs, parts_of
 def plan(recipe: PretrainRecipe, out: Path) -> Plan:
     """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
     source = open_captions(recipe.data.train)
+    classes = num_labels(recipe.labels) if "label_ids" in needs(recipe.objective) else 0
     with torch.device("meta"):
-        parts = parts_of(recipe, num_labels(recipe.labels))
+        parts = parts_of(recipe, classes)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     frozen = sizes["vision tower"] if recipe.objective.name == "lit" else 0
     trained = sum(sizes.values()) - frozen
@@ -40,8 +41,8 @@ def plan(recipe: PretrainRecipe, out: Path) -> Plan:
             f"{gigabytes(needed)} for weights and optimizer plus activations; {gigabytes(available)} free on {where}",
         ),
     ]
-    if "label_ids" in needs(recipe.objective):
-        facts.insert(3, ("labels", _labels(recipe.labels)))
+    if classes:
+        facts.insert(3, ("labels", _labels(recipe.labels, classes)))
     obstacle = None
     if needed > available:
         obstacle = (
@@ -65,7 +66,7 @@ def _objective(recipe: PretrainRecipe) -> str:
     return f"{objective.name}, {objective.loss} loss" if "label_ids" in needs(objective) else objective.name
 
 
-def _labels(labels: LabelConfig) -> str:
+def _labels(labels: LabelConfig, classes: int) -> str:
     masks = ["stop words masked"] * labels.mask_stop_words
     masks += [f"tokens of fewer than {labels.min_captions} captions masked"] * (labels.min_captions > 0)
-    return ", ".join([f"{num_labels(labels)} tokens ({labels.tokenizer})", f"IDF {labels.idf}", *masks])
+    return ", ".join([f"{classes} tokens ({labels.tokenizer})", f"IDF {labels.idf}", *masks])

@@ -11,10 +11,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test test-slow test-dist test-gpu quality style clean
+.PHONY: help demo smoke study-superclass study-superclass-long test test-slow test-dist test-gpu quality style clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "vlmkit needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 2; }
@@ -35,6 +35,12 @@ smoke: $(INSTALLED)  ## One minute through all four commands
 	$(BIN)/vlmkit train-vlm --recipe recipes/smoke_vlm.yaml --vision-tower build/smoke/superclass --out build/smoke/vlm
 	$(BIN)/vlmkit eval build/smoke/superclass build/smoke/vlm --limit 200
 	$(BIN)/vlmkit frontier --budget 5e12
+
+study-superclass: $(INSTALLED)  ## SuperClass against CLIP, three seeds (under 40 minutes on 2 cores)
+	$(BIN)/vlmkit study --recipe recipes/study_superclass.yaml --out runs/study-superclass --jobs 2
+
+study-superclass-long: $(INSTALLED)  ## All arms of pretraining, three seeds (about 12 hours on 2 cores; resumable)
+	$(BIN)/vlmkit study --recipe recipes/study_superclass_long.yaml --out runs/study-superclass-long --jobs 2
 
 test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not slow and not dist and not gpu'

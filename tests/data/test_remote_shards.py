@@ -276,6 +276,15 @@ def test_damaged_shards(memory: Traffic) -> None:
         open_captions("wds:memory://bucket/alone/0.tar")
 
 
+def test_places_that_cannot_be_written(memory: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"The manifest .*file/m\.json cannot be written"):
+        open_captions(f"wds:{FOLDER}?manifest={tmp_path}/file/m.json")
+    monkeypatch.setenv("VLMKIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"Remote shards are fetched to .*, which cannot be made .*; set VLMKIT_CACHE"):
+        open_captions(f"wds:{FOLDER}")
+
+
 def test_options_of_remote_shards_are_refused_for_local_ones(tmp_path: Path) -> None:
     for option in ("cache_gb=3", "manifest=m.json"):
         with pytest.raises(UserError, match=r"cache_gb and manifest are for shards behind a URL"):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vlmkit.contracts import Batch
+from vlmkit.data.batch_slots import BatchSlots
 from vlmkit.data.order import SampleKey, SampleOrder, order_of
 from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
@@ -105,9 +106,9 @@ def eval_batches(
     keys = [(index, 0) for index in range(rank, num_samples, world_size)]
     last: Batch | None = None
     num_bad = 0
-    for batch, bad in _run(_EvaluationAssembler(load, collate), _chunks(keys, batch_size), num_workers):
-        num_bad += bad
-        if batch is None:
+    for batch in _run(_EvaluationAssembler(load, collate), _chunks(keys, batch_size), num_workers):
+        num_bad += batch["num_bad"]
+        if batch.keys() == {"num_bad"}:
             continue
         if last is not None:
             yield last
@@ -151,42 +152,47 @@ class _EvaluationAssembler:
     load: Load
     collate: Collate
 
-    def __call__(self, keys: Sequence[SampleKey]) -> tuple[Batch | None, int]:
-        """The batch of the good samples, None where there are none, and the number of bad ones."""
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+        """The batch of the good samples with the number of bad ones, which is all there is if none is good."""
         items: list[Any] = []
         for index, epoch in keys:
             try:
                 items.append(self.load(index, epoch))
             except BadSample as error:
                 _log.info("sample %d cannot be used: %s", index, error)
-        return (self.collate(items) if items else None), len(keys) - len(items)
+        return {**(self.collate(items) if items else {}), "num_bad": len(keys) - len(items)}
 
 
 def _chunks(keys: Sequence[SampleKey], size: int) -> Iterator[list[SampleKey]]:
     return (list(keys[start : start + size]) for start in range(0, len(keys), size))
 
 
-class _Assembled(Dataset[Any]):
+Assemble = Callable[[Sequence[SampleKey]], Batch]
+
+
+class _Assembled(Dataset[Batch | UserError]):
     """Batches addressed by their sample keys, so that all work on a batch happens in one worker.
 
     A UserError is returned, not raised: the loader would bury its sentence in the worker's traceback.
     """
 
-    def __init__(self, assemble: Callable[[Sequence[SampleKey]], Any]) -> None:
+    def __init__(self, assemble: Assemble, slots: BatchSlots) -> None:
         self._assemble = assemble
+        self._slots = slots
 
-    def __getitem__(self, keys: Sequence[SampleKey]) -> Any:
+    def __getitem__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
         try:
-            return self._assemble(keys)
+            batch = self._assemble(keys)
         except UserError as error:
             return error
+        worker = get_worker_info()
+        return self._slots.place(batch, worker.id) if worker else batch
 
 
-def _run(
-    assemble: Callable[[Sequence[SampleKey]], Any], batches_of_keys: Iterable[list[SampleKey]], num_workers: int
-) -> Iterator[Any]:
+def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[Batch]:
+    slots = BatchSlots(num_workers)
     loader = DataLoader(
-        _Assembled(assemble),
+        _Assembled(assemble, slots),
         sampler=batches_of_keys,
         batch_size=None,
         collate_fn=_identity,
@@ -200,7 +206,7 @@ def _run(
     for assembled in loader:
         if isinstance(assembled, UserError):
             raise assembled
-        yield assembled
+        yield slots.received(assembled)
 
 
 def _identity(assembled: Any) -> Any:

@@ -78,16 +78,16 @@ class RemoteShards:
         own = directory / MANIFEST if manifest is None or is_remote(manifest) else Path(manifest).expanduser()
 
         known = _known_facts(manifest or f"{self._folder}/{MANIFEST}", own, required=manifest is not None)
-        self._facts = [known.get(self._path(url)) for url in urls]
+        self._facts: Sequence[ShardFacts | None] = [known.get(self._path(url)) for url in urls]
         sizes = [facts.bytes if facts else remote_size(url) for facts, url in zip(self._facts, urls, strict=True)]
         self._sizes = np.array(sizes, np.int64)
         if max(sizes) > cache_gb * 1e9:
             raise UserError(f"A shard of {self._folder} has {max(sizes)} bytes; make room for several with ?cache_gb=.")
         self._cache = ShardCache(directory, self._sizes, int(cache_gb * 1e9), self._fetch)
-        facts = self._count_missing(own, progress)
-        self.shard_sizes = np.array([shard.samples for shard in facts], np.int64)
-        self.num_pairs = sum(shard.pairs for shard in facts)
-        self.fingerprint = combine_digests(shard.digest for shard in facts)
+        self._facts = self._count_missing(own, progress)
+        self.shard_sizes = np.array([facts.samples for facts in self._facts], np.int64)
+        self.num_pairs = sum(facts.pairs for facts in self._facts)
+        self.fingerprint = combine_digests(facts.digest for facts in self._facts)
 
     def name(self, shard: int) -> str:
         """What users know the shard by."""
@@ -126,9 +126,11 @@ class RemoteShards:
         return rows
 
     def _count_missing(self, own: Path, progress: Progress | None) -> list[ShardFacts]:
-        """The facts of all shards, after those that were not known are counted and saved."""
-        missing = [shard for shard, facts in enumerate(self._facts) if facts is None]
-        facts = {shard: facts for shard, facts in enumerate(self._facts) if facts is not None}
+        """The facts of all shards; those that were not known are counted and saved."""
+        facts = {shard: known for shard, known in enumerate(self._facts) if known is not None}
+        missing = [shard for shard in range(len(self._urls)) if shard not in facts]
+        if not missing:
+            return list(facts.values())
         pool = ThreadPoolExecutor(FETCHES_AT_ONCE)
         saved = time.monotonic()
         try:
@@ -142,19 +144,19 @@ class RemoteShards:
                     saved = time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
-            if missing:
-                self._save(own, facts)
-        if missing:
-            _log.info("counted the samples of %d shards; %s, copied beside them, spares others that", len(missing), own)
-        self._facts = [facts[shard] for shard in range(len(self._urls))]
+            self._save(own, facts)
+        _log.info("counted the samples of %d shards; %s, copied beside them, spares others that", len(missing), own)
         return [facts[shard] for shard in range(len(self._urls))]
 
     def _save(self, path: Path, facts: Mapping[int, ShardFacts]) -> None:
         content = {self._path(self._urls[shard]): facts[shard] for shard in sorted(facts)}
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-        unfinished.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        except OSError as error:
+            raise UserError(f"The manifest {path} cannot be written ({error.strerror}); name another place.") from error
 
 
 def _known_facts(manifest: str, own: Path, required: bool) -> dict[str, ShardFacts]:

@@ -44,6 +44,8 @@ class ShardCache:
         sizes: bytes of each shard.
         limit: bytes that shards take up at most, those on their way included.
         fetch: writes one shard to a path and returns its table.
+
+    Raises UserError if the folder cannot be made.
     """
 
     def __init__(self, directory: Path, sizes: np.ndarray, limit: int, fetch: Fetch) -> None:
@@ -51,7 +53,13 @@ class ShardCache:
         self._sizes = sizes
         self._limit = limit
         self._fetch = fetch
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Remote shards are fetched to {directory}, which cannot be made ({error.strerror}); "
+                "set VLMKIT_CACHE to a folder that can be written."
+            ) from error
         self._ahead = _Background(self._obtain)
 
     def rows(self, shard: int) -> np.ndarray:

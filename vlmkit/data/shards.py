@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.data.shard_index import LocalShards, Progress
 from vlmkit.data.shard_table import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from vlmkit.errors import UserError
+
+Place = tuple[int, int]
+"""(offset, size) in bytes; a size of -1 where there is nothing."""
 
 
 class Shards(Protocol):
@@ -74,8 +78,7 @@ class ShardCaptions:
             self._shards = RemoteShards(found, allow_truncated, room, manifest, progress)
         else:
             self._shards = LocalShards([Path(path) for path in found], allow_truncated, progress)
-        self.shard_sizes = self._shards.shard_sizes
-        self._ends = np.cumsum(self.shard_sizes)
+        self._ends: list[int] = np.cumsum(self._shards.shard_sizes).tolist()
         self.fingerprint = self._shards.fingerprint
         if not self._shards.num_pairs:
             raise UserError(
@@ -84,35 +87,39 @@ class ShardCaptions:
             )
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> CaptionSample:
-        shard, row = self._find(index)
-        image = self._read(index, shard, row, "image")
-        return CaptionSample(image, self._captions(index, shard, row))
+        shard, is_json, image, caption = self._find(index)
+        return CaptionSample(self._read(shard, image, "image"), self._captions(shard, is_json, caption))
 
     def captions_only(self, index: int) -> tuple[str, ...]:
         """The captions of a sample, whose image is not read."""
-        return self._captions(index, *self._find(index))
+        shard, is_json, _, caption = self._find(index)
+        return self._captions(shard, is_json, caption)
 
     def order(self, seed: int) -> SampleOrder:
         """The order of training: windows of whole shards where these have to be fetched."""
         return self._shards.order(seed)
 
-    def _find(self, index: int) -> tuple[int, np.void]:
+    def _find(self, index: int) -> tuple[int, bool, Place, Place]:
+        """Shard of a sample, whether its captions are JSON, and where in the shard its image and its captions are."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, self._shards.rows(shard)[index - int(self._ends[shard])]
+        shard = bisect_right(self._ends, index)
+        row = self._shards.rows(shard)[index - self._ends[shard]]  # counted from the last row of the shard
+        is_json, image_offset, image_size, caption_offset, caption_size = row.item()
+        return shard, is_json, (image_offset, image_size), (caption_offset, caption_size)
 
-    def _captions(self, index: int, shard: int, row: np.void) -> tuple[str, ...]:
-        data = self._read(index, shard, row, "caption")
+    def _captions(self, shard: int, is_json: bool, place: Place) -> tuple[str, ...]:
+        data = self._read(shard, place, "caption")
         try:
-            return check_captions(json.loads(data)["caption"] if row["is_json"] else data.decode("utf-8"))
+            return check_captions(json.loads(data)["caption"] if is_json else data.decode("utf-8"))
         except (ValueError, KeyError, TypeError) as error:
             raise BadSample(f"the caption cannot be read ({type(error).__name__}: {error})") from error
 
-    def _read(self, index: int, shard: int, row: np.void, part: str) -> bytes:
-        if row[f"{part}_size"] < 0:
-            raise BadSample(f"sample {index} ({self._shards.name(shard)}) has no {part}")
-        return self._shards.read(shard, int(row[f"{part}_offset"]), int(row[f"{part}_size"]))
+    def _read(self, shard: int, place: Place, part: str) -> bytes:
+        offset, size = place
+        if size < 0:
+            raise BadSample(f"a sample of {self._shards.name(shard)} has no {part}")
+        return self._shards.read(shard, offset, size)

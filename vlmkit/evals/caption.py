@@ -109,7 +109,7 @@ def caption(
         )
     stream = Stream(
         ConversationLoader(conversations, encoder, tower.image_size, features),
-        len(conversations),
+        conversations,
         PackingCollate(MAX_LENGTH, tokenizer.pad_token_id),
         global_batch_size=budget.global_batch_size,
         micro_batch_size=budget.micro_batch_size,

@@ -62,7 +62,7 @@ def finetune(
         task = ClassificationTask(tower, {name: train.classes[name] for name in attributes})
     stream = Stream(
         LabelledLoader(train, attributes, tower.image_size),
-        len(train),
+        train,
         collate_labelled,
         global_batch_size=budget.global_batch_size,
         micro_batch_size=budget.micro_batch_size,

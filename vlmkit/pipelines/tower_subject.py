@@ -21,7 +21,7 @@ from vlmkit.runs import ResultRow, RunDirectory, open_model
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
 
-TRAIN_DATA, TEST_DATA = "miniworld:train?scenes=5000", "miniworld:test?scenes=4000"
+TRAIN_DATA, TEST_DATA = "miniworld:train?scenes=5000", "miniworld:test?scenes=8000"
 RANDOM_TOWER = "random tower"
 """The ``variant`` of the rows of an untrained tower of the same shape, beside the run's own."""
 

@@ -162,7 +162,7 @@ class _Feed:
         """Shuffled training batches."""
         return Stream(
             self._load(source),
-            len(source),
+            source,
             self._collate,
             global_batch_size=self._train.global_batch_size,
             micro_batch_size=self._train.micro_batch_size,

@@ -1,0 +1,137 @@
+"""Shared memory for batches: what arrives is what was placed, and no slot is used again before its batch is gone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from vlmkit.contracts import Batch
+from vlmkit.data import batch_slots, loader
+from vlmkit.data.batch_slots import BatchSlots
+from vlmkit.data.loader import Stream, eval_batches
+
+
+def load(index: int, epoch: int) -> tuple[int, int]:
+    return index, epoch
+
+
+def collate(items: Any) -> Batch:
+    """A batch whose every number says which samples it is of; its size varies."""
+    first = items[0][0]
+    return {
+        "pixels": torch.full((len(items), 3, 20, 20), first % 256, dtype=torch.uint8),
+        "ids": torch.tensor(items)[:, :, None].expand(-1, -1, 1 + first % 7),  # not contiguous, of varying width
+        "scale": torch.tensor(float(first)),
+        "none": torch.zeros(0, 4),
+        "name": f"batch of {first}",
+    }
+
+
+def intact(batch: Batch) -> bool:
+    first = int(batch["ids"][0, 0, 0])
+    return (
+        bool((batch["pixels"] == first % 256).all())
+        and batch["ids"].shape[2] == 1 + first % 7
+        and float(batch["scale"]) == first
+        and batch["none"].shape == (0, 4)
+        and batch["name"] == f"batch of {first}"
+        and batch.keys() == {"pixels", "ids", "scale", "none", "name", "num_bad"}
+    )
+
+
+def stream(num_workers: int, num_samples: int = 1000) -> Any:
+    return Stream(load, num_samples, collate, global_batch_size=4, seed=1, num_workers=num_workers).batches(0)
+
+
+@pytest.mark.parametrize("held", [0, 1, 5, 100])
+def test_batches_stay_what_they_are_while_they_are_held(held: int) -> None:
+    """However many are held, also more than there are slots."""
+    kept: list[Batch] = []
+    for batch, expected in itertools.islice(zip(stream(2), stream(0), strict=False), 150):
+        assert torch.equal(batch["ids"], expected["ids"])
+        kept = [*kept, batch][-held:] if held else []
+        assert intact(batch) and all(map(intact, kept))
+
+
+class Watched(BatchSlots):
+    """Keeps which slots batches came in."""
+
+    latest: Watched
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__(num_workers)
+        self.seen: list[Any] = []
+        Watched.latest = self
+
+    def received(self, batch: Batch) -> Batch:
+        self.seen.append(batch.get("_slot"))
+        return super().received(batch)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "BatchSlots", Watched)
+
+
+def test_few_slots_are_used_again_and_again(watched: None) -> None:
+    for batch in itertools.islice(stream(2), 100):
+        assert intact(batch)
+        del batch
+    seen = Watched.latest.seen
+    assert len(seen) == 100 and None not in seen
+    assert {worker for worker, _ in seen} == {0, 1}
+    assert len(set(seen)) <= 2 * 8  # four under way in each process, and those it has not heard of as gone
+
+
+def test_any_part_of_a_batch_keeps_its_slot(watched: None) -> None:
+    batches = stream(1)
+    batch = next(batches)
+    slot = Watched.latest.seen[0]
+    part, array = batch["pixels"][1:2], batch["ids"].numpy()
+    expected = part.clone(), array.copy()
+    del batch
+    for other in itertools.islice(batches, 60):
+        assert intact(other)
+        del other
+    assert slot not in Watched.latest.seen[1:]
+    assert torch.equal(part, expected[0]) and (array == expected[1]).all()
+    del part
+    for other in itertools.islice(batches, 60):
+        del other
+    assert slot not in Watched.latest.seen[1:]
+    del array
+    for other in itertools.islice(batches, 60):
+        del other
+    assert slot in Watched.latest.seen[1:]
+
+
+def test_without_a_free_slot_batches_take_the_ordinary_way(watched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_slots, "SLOTS", 2)
+    held = list(itertools.islice(stream(1), 10))
+    assert all(map(intact, held))
+    assert sorted(slot for slot in Watched.latest.seen if slot) == [(0, 0), (0, 1)]
+
+
+def test_pinned_copies_free_the_slot_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = BatchSlots(1)
+    placed = slots.place({"x": torch.ones(3)}, 0)
+    assert slots._taken.sum() == 1
+    copy = placed["x"].clone()
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
+    assert slots.received({**placed, "x": copy}).keys() == {"x"}
+    assert slots._taken.sum() == 0
+
+
+def test_a_batch_without_tensors_passes_through() -> None:
+    slots = BatchSlots(1)
+    assert slots.received(slots.place({"num_bad": 3}, 0)) == {"num_bad": 3}
+    assert slots._taken.sum() == 0
+
+
+def test_evaluation_batches_too() -> None:
+    batches = list(eval_batches(load, 50, 4, collate, num_workers=2))
+    assert all(map(intact, batches))
+    assert [int(i) for batch in batches for i in batch["ids"][:, 0, 0]] == list(range(50))

@@ -1,0 +1,76 @@
+"""Shared memory in which loader processes hand over batches, and which is used again once a batch is gone.
+
+torch moves every tensor that leaves a process into shared memory made for it, and getting fresh pages from the system
+takes several times as long as filling them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+
+import torch
+
+from vlmkit.contracts import Batch
+
+SLOTS = 16
+"""Batches of one process that may be under way or in use at the same time; more of them take the ordinary way."""
+
+_ALIGNMENT = 64
+_TAKEN = "_slot"
+
+
+class BatchSlots:
+    """The slots of ``num_workers`` loader processes; made before these start, and handed to them.
+
+    A process places a batch in one of its slots; the process that trains marks the slot as free when the last tensor
+    of the batch is gone there. A slot has one writer and one reader, and a flag that says whose turn it is.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._taken = torch.zeros(num_workers, SLOTS, dtype=torch.uint8).share_memory_()
+        self._memory: dict[int, torch.Tensor] = {}
+
+    def place(self, batch: Batch, worker: int) -> Batch:
+        """The batch with its tensors copied to a free slot of this loader process, if there is one."""
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        free = (self._taken[worker] == 0).nonzero()
+        if not tensors or not len(free):
+            return batch
+        slot = int(free[0])
+        self._taken[worker, slot] = 1
+        return {**batch, **_copy_into(self._room(slot, tensors), tensors), _TAKEN: (worker, slot)}
+
+    def received(self, batch: Batch) -> Batch:
+        """The batch as it was before it was placed; its slot is free again when nothing of it is left."""
+        taken = batch.pop(_TAKEN, None)
+        if taken is not None:
+            tensor = next(value for value in batch.values() if isinstance(value, torch.Tensor))
+            if tensor.is_pinned():  # a copy, which the loader has made
+                self._free(taken)
+            else:
+                weakref.finalize(tensor.untyped_storage(), self._free, taken).atexit = False
+        return batch
+
+    def _room(self, slot: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The slot's memory, uint8; made anew, with some to spare, where it is too small."""
+        needed = sum(_aligned(tensor.nbytes) for tensor in tensors.values())
+        if slot not in self._memory or len(self._memory[slot]) < needed:
+            self._memory[slot] = torch.empty(needed + needed // 4, dtype=torch.uint8).share_memory_()
+        return self._memory[slot]
+
+    def _free(self, taken: tuple[int, int]) -> None:
+        self._taken[taken] = 0
+
+
+def _copy_into(room: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    copies, start = {}, 0
+    for name, tensor in tensors.items():
+        copy = room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        copies[name] = copy.copy_(tensor)
+        start += _aligned(tensor.nbytes)
+    return copies
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -90,14 +90,23 @@ def main() -> None:
     for job in json.loads(sys.argv[1]):
         task = train(**job)
         norms = [module for module in task.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:  # every rank saw other samples, and training leaves all with the mean of what they saw
+            for statistic in (norm.running_mean, norm.running_var):
+                first, second = everyones(statistic)
+                assert torch.equal(first, second)
         if norms:
-            before = [norm.running_mean.clone() for norm in norms]
-            everyones: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(everyones, before)
+            before = [everyones(norm.running_mean.add_(dist.get_rank())) for norm in norms]
             distributed.average_statistics(task)
-            for norm, *values in zip(norms, *everyones, strict=True):
+            for norm, values in zip(norms, before, strict=True):
                 assert not torch.equal(values[0], values[1])
                 torch.testing.assert_close(norm.running_mean, torch.stack(values).mean(0))
+
+
+def everyones(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """``tensor`` of every rank, in rank order."""
+    values = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(values, tensor)
+    return values
 
 
 def run_jobs(*jobs: dict[str, Any], ranks: int) -> None:

@@ -280,14 +280,20 @@ class StudyRecipe(Section):
         default_factory=dict,
         description="Arm -> reference arm: the arm runs once more, with the samples that the reference's time buys it.",
     )
+    lit: list[str] = Field([], description="Arms whose towers, frozen, get a text tower afterwards: an arm more each.")
+    tasks: list[str] = Field(
+        ["linear_probe"], min_length=1, description="Evaluations of every tower, each where it fits the arm."
+    )
+    eval_samples: Positive | None = Field(None, description="Samples of an evaluation's sets, at most; null: all.")
     train_data: str | None = Field(None, description="Labelled images a probe is fitted on; null: the embedded world.")
     test_data: str | None = Field(None, description="Labelled images a probe is scored on; null: the embedded world.")
 
     @model_validator(mode="after")
     def _known_arms(self) -> StudyRecipe:
-        unknown = {*self.equal_seconds, *self.equal_seconds.values()} - self.arms.keys()
-        if unknown:
-            raise ValueError(f"equal_seconds names {', '.join(sorted(unknown))}, which is no arm")
+        named = {"equal_seconds": {*self.equal_seconds, *self.equal_seconds.values()}, "lit": {*self.lit}}
+        for key, arms in named.items():
+            if unknown := arms - self.arms.keys():
+                raise ValueError(f"{key} names {', '.join(sorted(unknown))}, which is no arm")
         return self
 
 

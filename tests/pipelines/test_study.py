@@ -58,25 +58,35 @@ def test_equal_seconds_buy_samples_at_the_measured_rate(tmp_path: Path) -> None:
     assert cell.train.samples == (reference.steps or 0) * reference.global_batch_size // 2
 
 
+def test_a_lit_cell_freezes_the_run_of_its_arm_and_seed(tmp_path: Path) -> None:
+    cells = study.lit_cells(study_recipe(lit=["superclass"]), tmp_path)
+    assert sorted(cells) == ["LiT-on-superclass-seed0", "LiT-on-superclass-seed1"]
+    recipe = cells["LiT-on-superclass-seed1"].recipe
+    assert (recipe.objective.name, recipe.seed) == ("lit", 1)
+    assert recipe.tower.name == str(tmp_path / "superclass-seed1")
+
+
 def test_wrong_arms_are_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="equal_seconds names lit, which is no arm"):
         study_recipe(equal_seconds={"lit": "superclass"})
+    with pytest.raises(UserError, match="lit names siglip, which is no arm"):
+        study_recipe(lit=["siglip"])
+    with pytest.raises(UserError, match="No arm of this study can be evaluated on linear_prob; tasks must be among"):
+        study.study(study_recipe(tasks=["linear_prob"]), Path("absent"), jobs=1)
     with pytest.raises(UserError, match=r"there is no key objective\.nam \(did you mean objective\.name\?\)"):
         study.cells(study_recipe(arms={"a": {"objective.nam": "clip"}}, equal_seconds={}))
 
 
 @pytest.mark.slow
-def test_a_study_trains_probes_skips_what_is_done_and_writes_its_table(tmp_path: Path) -> None:
-    recipe = study_recipe()
+def test_a_study_trains_evaluates_skips_what_is_done_and_writes_its_tables(tmp_path: Path) -> None:
+    recipe = study_recipe(tasks=["linear_probe", "zero_shot"], lit=["superclass"], eval_samples=100)
     done = study.study(recipe, tmp_path, jobs=2)
-    assert len(done) == 6 and all((tmp_path / name / "results.jsonl").is_file() for name in done)
-    columns, lines = study.table(done, tmp_path)
-    assert columns[0] == "arm" and [line[0] for line in lines] == [
-        "superclass",
-        "clip",
-        "clip at equal seconds",
-        "random tower",
-    ]
+    assert len(done) == 8 and all((tmp_path / name / "results.jsonl").is_file() for name in done)
+    probe, zero_shot = study.tables(recipe, done, tmp_path)
+    assert probe.columns[:2] == ["arm", "color"]
+    assert [line[0] for line in probe.lines] == ["superclass", "clip", "clip at equal seconds", "random tower"]
+    assert [line[0] for line in zero_shot.lines] == ["clip", "clip at equal seconds", "LiT on superclass"]
+    assert {line[-1] for line in (*probe.lines[:3], *zero_shot.lines)} == {"2"}
     text = (tmp_path / "study.md").read_text()
     assert "clip at equal seconds" in text and "objective.name: clip" in text and "unfinished" not in text
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -86,6 +96,6 @@ def test_a_study_trains_probes_skips_what_is_done_and_writes_its_table(tmp_path:
 
 def test_a_cell_without_results_is_called_unfinished(tmp_path: Path) -> None:
     done = study.cells(study_recipe())
-    columns, lines = study.table(done, tmp_path)
-    assert columns == ["arm", "seeds"] and ("clip", "0") in lines
+    (table,) = study.tables(study_recipe(), done, tmp_path)
+    assert table.columns == ["arm", "seeds"] and ("clip", "0") in table.lines
     assert "unfinished" in study.markdown(study_recipe(), done, tmp_path)

@@ -22,7 +22,7 @@ def study(
     sets: SetOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Pretrain every arm of a study over its seeds, at equal data and at equal seconds, and probe the towers.
+    """Pretrain every arm of a study over its seeds, at equal data and at equal seconds, and evaluate the towers.
 
     Finished runs are skipped, so the same command goes on where it was stopped. The table with its settings is also
     written to OUT/study.md.
@@ -34,8 +34,8 @@ def study(
     directory = out or Path("runs/study")
     progress = RichProgress()
     done = pipeline.cells(resolved) if dry_run else pipeline.study(resolved, directory, jobs, progress, _announce)
-    columns, lines = pipeline.table(done, directory)
-    print_table(f"Study {directory}: accuracy of a linear probe, mean over seeds +- standard error", columns, lines)
+    for table in pipeline.tables(resolved, done, directory):
+        print_table(f"Study {directory}: {table.task}, mean over seeds +- standard error", table.columns, table.lines)
 
 
 def _announce(name: str, rows: list[ResultRow]) -> None:

@@ -50,20 +50,25 @@ def evaluate_tower(
     subject = TowerSubject(run, recipe, settings, progress)
     if not tasks:
         tasks = ["linear_probe" if len(subject.train) <= SMALL_SET else "linear_probe_mae"]
-    return (_TASKS[task](subject) for task in tasks)
+    return (TASKS[task](subject) for task in tasks)
+
+
+def fitting_tasks(recipe: PretrainRecipe) -> list[str]:
+    """The tasks that a run of ``recipe`` can be evaluated on."""
+    objective = recipe.objective.name
+    unfit = {"zero_shot": objective == "superclass", "label_report": objective not in ("superclass", "superclip")}
+    return [name for name in TASKS if not unfit.get(name)]
 
 
 def _check(task: str, run: RunDirectory, recipe: PretrainRecipe) -> None:
-    objective = recipe.objective.name
-    if task == "zero_shot" and objective == "superclass":
+    objective, fit = recipe.objective.name, fitting_tasks(recipe)
+    if task == "zero_shot" and task not in fit:
         raise UserError(
             f"{run.path} is a classification run, without a text tower that zero_shot could compare images with; "
             "train one on the frozen tower first (LiT): "
             f"`vlmkit pretrain-superclass --objective lit --tower {run.path} --out {run.path}-lit`, "
             f"then evaluate {run.path}-lit."
         )
-    unfit = {"zero_shot": objective == "superclass", "label_report": objective not in ("superclass", "superclip")}
-    fit = [name for name in _TASKS if not unfit.get(name)]
     if task not in fit:
         near = difflib.get_close_matches(task.lower(), fit, n=1)
         hint = f"did you mean {near[0]}? It" if near else "it"
@@ -222,7 +227,7 @@ def _texts(tokens: Sequence[TokenRow]) -> str:
     return ", ".join(token.text for token in tokens)
 
 
-_TASKS: dict[str, Callable[[TowerSubject], Report]] = {
+TASKS: dict[str, Callable[[TowerSubject], Report]] = {
     "linear_probe": _linear_probe,
     "linear_probe_mae": _linear_probe_mae,
     "few_shot": _few_shot,
@@ -232,3 +237,4 @@ _TASKS: dict[str, Callable[[TowerSubject], Report]] = {
     "caption": _caption,
     "label_report": _label_report,
 }
+"""What towers can be evaluated on, by name."""

@@ -1,26 +1,28 @@
-"""A study of pretraining: arms that differ in a few keys, over seeds, at equal data and at equal seconds."""
+"""A study of pretraining: arms that differ in a few keys, over seeds, evaluated alike."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from vlmkit.config import PretrainRecipe, StudyRecipe
 from vlmkit.data.sources import open_captions
+from vlmkit.errors import UserError
 from vlmkit.pipelines.evaluate import RANDOM_TOWER, EvalSettings, evaluate
+from vlmkit.pipelines.evaluate_tower import fitting_tasks
 from vlmkit.pipelines.grid import OnCell, run_grid, scores
 from vlmkit.pipelines.pretrain import pretrain
 from vlmkit.recipe import vary
 from vlmkit.runs import RunDirectory
 from vlmkit.training.metrics import Progress
 
-TASK = "linear_probe"
 EQUAL_SECONDS = "at equal seconds"
+LIT = "LiT on"
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,37 @@ def equal_seconds_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
     return _cells(recipe, arms)
 
 
+def lit_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
+    """The runs that freeze the tower of a finished run at equal data and train a text tower beside it."""
+    return {
+        name: cell
+        for seed in recipe.seeds
+        for arm in recipe.lit
+        for name, cell in _cells(
+            recipe,
+            {
+                f"{LIT} {arm}": {
+                    **recipe.arms[arm],
+                    "objective.name": "lit",
+                    "tower": {"name": str(out / _name(arm, seed))},
+                }
+            },
+            [seed],
+        ).items()
+    }
+
+
 def study(
     recipe: StudyRecipe, out: Path, jobs: int, progress: Progress | None = None, on_cell: OnCell | None = None
 ) -> dict[str, Cell]:
     """Run all cells in ``out``, ``jobs`` at a time, write ``out/study.md``, and return the cells.
 
-    What is finished is not done again. Raises as :func:`~vlmkit.pipelines.grid.run_grid` does.
+    What is finished is not done again. Raises UserError for a task that fits no arm, and as
+    :func:`~vlmkit.pipelines.grid.run_grid` does.
     """
+    _check_tasks(recipe)
     done: dict[str, Cell] = {}
-    for stage in (lambda: cells(recipe), lambda: equal_seconds_cells(recipe, out)):
+    for stage in (lambda: cells(recipe), lambda: equal_seconds_cells(recipe, out), lambda: lit_cells(recipe, out)):
         upcoming = stage()
         if upcoming:
             _run(recipe, upcoming, out, jobs, progress, on_cell)
@@ -87,30 +111,44 @@ def study(
     return done
 
 
-def table(done: Mapping[str, Cell], out: Path) -> tuple[list[str], list[tuple[str, ...]]]:
-    """(column names, lines): every arm against every attribute; cells that have no result yet say so."""
+@dataclass(frozen=True)
+class Table:
+    """What one task found: every arm against every attribute. Cells that have no result yet say so."""
+
+    task: str
+    columns: list[str]
+    lines: list[tuple[str, ...]]
+
+
+def tables(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> list[Table]:
+    """A table of every task of the study."""
+    return [_table(task, recipe, done, out) for task in recipe.tasks]
+
+
+def _table(task: str, recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> Table:
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, cell in done.items():
         for row in scores(out / name):
-            if row.variant in ("", RANDOM_TOWER):
-                values[row.variant or cell.arm][row.family].append(row.value)
-    arms = list(dict.fromkeys([*(cell.arm for cell in done.values()), RANDOM_TOWER]))
-    families = list(dict.fromkeys(family for of_arm in values.values() for family in of_arm))
+            if row.benchmark == task:
+                setting = row.variant.removesuffix(RANDOM_TOWER).removesuffix(", ")
+                arm = RANDOM_TOWER if row.variant.endswith(RANDOM_TOWER) else cell.arm
+                values[arm][f"{row.family}, {setting}" if setting else row.family].append(row.value)
+    arms = [cell.arm for cell in done.values() if task in _tasks(recipe, cell)]
+    columns = list(dict.fromkeys(column for of_arm in values.values() for column in of_arm))
     lines = []
-    for arm in arms:
+    for arm in dict.fromkeys([*arms, *(arm for arm in values if arm == RANDOM_TOWER)]):
         seeds = max((len(found) for found in values[arm].values()), default=0)
-        found = [str(Score.of(values[arm][family])) if values[arm][family] else "unfinished" for family in families]
+        found = [str(Score.of(values[arm][column])) if values[arm][column] else "unfinished" for column in columns]
         lines.append((arm, *found, str(seeds)))
-    return ["arm", *families, "seeds"], lines
+    return Table(task, ["arm", *columns, "seeds"], lines)
 
 
 def markdown(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> str:
-    """The table with its settings: samples, measured rate and training seconds of every arm."""
-    columns, lines = table(done, out)
+    """The tables with their settings: samples, measured rate and training seconds of every arm."""
     cost_columns = ["arm", "samples", "batch", "samples/s (median)", "seconds"]
     parts = [
-        "Accuracy of a linear probe: mean over seeds +- its standard error.",
-        _pipe(columns, lines),
+        "Mean over seeds +- its standard error.",
+        *(f"`{table.task}`\n\n{_pipe(table.columns, table.lines)}" for table in tables(recipe, done, out)),
         "What each arm was given, by the runs' own metrics (rates of runs that train beside others):",
         _pipe(cost_columns, [_cost(arm, done, out) for arm in dict.fromkeys(cell.arm for cell in done.values())]),
         "Settings:",
@@ -119,10 +157,26 @@ def markdown(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(recipe: StudyRecipe, arms: Mapping[str, Mapping[str, object]]) -> dict[str, Cell]:
+def _check_tasks(recipe: StudyRecipe) -> None:
+    fitting = {task for cell in cells(recipe).values() for task in fitting_tasks(cell.recipe)}
+    if unfit := [task for task in recipe.tasks if task not in (fitting | {"zero_shot"} if recipe.lit else fitting)]:
+        raise UserError(
+            f"No arm of this study can be evaluated on {', '.join(unfit)}; tasks must be among {', '.join(fitting)}."
+        )
+
+
+def _tasks(recipe: StudyRecipe, cell: Cell) -> list[str]:
+    """The study's tasks that fit the cell. A LiT run's frozen tower has been probed as that of its arm already."""
+    fitting = ["zero_shot"] if cell.recipe.objective.name == "lit" else fitting_tasks(cell.recipe)
+    return [task for task in recipe.tasks if task in fitting]
+
+
+def _cells(
+    recipe: StudyRecipe, arms: Mapping[str, Mapping[str, object]], seeds: Sequence[int] | None = None
+) -> dict[str, Cell]:
     return {
         _name(arm, seed): Cell(arm, seed, cast(PretrainRecipe, vary(recipe.base, {**changes, "seed": seed})))
-        for seed in recipe.seeds
+        for seed in seeds or recipe.seeds
         for arm, changes in arms.items()
     }
 
@@ -139,16 +193,17 @@ def _run(
     progress: Progress | None,
     on_cell: OnCell | None,
 ) -> None:
-    settings = EvalSettings(recipe.train_data, recipe.test_data)
+    settings = EvalSettings(recipe.train_data, recipe.test_data, recipe.eval_samples)
     steps = [cell.recipe.train.total_steps(len(open_captions(cell.recipe.data.train))) for cell in upcoming.values()]
-    arguments = {name: (cell.recipe, settings) for name, cell in upcoming.items()}
+    arguments = {name: (cell.recipe, _tasks(recipe, cell), settings) for name, cell in upcoming.items()}
     run_grid(arguments, _run_cell, sum(steps), out, jobs, progress, on_cell)
 
 
-def _run_cell(out: Path, recipe: PretrainRecipe, settings: EvalSettings) -> None:
+def _run_cell(out: Path, recipe: PretrainRecipe, tasks: Sequence[str], settings: EvalSettings) -> None:
     pretrain(recipe, out)
-    if not scores(out):
-        evaluate(out, [TASK], settings)
+    done = {row.benchmark for row in scores(out)}
+    if missing := [task for task in tasks if task not in done]:
+        evaluate(out, missing, settings)
 
 
 def _rate(recipe: StudyRecipe, out: Path, arm: str) -> float:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Cache,
     Gemma2Config,
     LlamaConfig,
     PreTrainedConfig,
@@ -140,6 +141,13 @@ def test_conditioned_model_needs_and_uses_the_question() -> None:
     del inputs["query_input_ids"]
     with pytest.raises(UserError, match="query_input_ids"):
         model(**inputs)
+
+
+def test_a_forward_pass_hands_the_language_models_cache_on() -> None:
+    model, inputs = make(), batch()
+    output = model(**inputs, use_cache=True)
+    (cache,) = [value for value in output.values() if isinstance(value, Cache)]
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("compressor", ["avgpool", "quecc"])

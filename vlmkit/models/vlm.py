@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -73,6 +73,9 @@ class VLMOutput(CausalLMOutputWithPast):
 
     loss_sum: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+
+
+_OUTPUT_FIELDS = frozenset(field.name for field in fields(VLMOutput))
 
 
 class VLM(PreTrainedModel):
@@ -243,7 +246,8 @@ class VLM(PreTrainedModel):
         inputs = {"inputs_embeds": embeds, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         if labels is None:
             output = self.language_model(**inputs)
-            return VLMOutput(logits=output.logits, past_key_values=output.past_key_values)
+            # By whatever names this release of transformers has: its cache field was renamed in 5.24.
+            return VLMOutput(**{name: value for name, value in output.items() if name in _OUTPUT_FIELDS})
         # Without use_cache=False, transformers takes packed rows for one long row (silently wrong).
         inputs["use_cache"] = False
         kept = labels[:, 1:] != IGNORE_INDEX

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -21,9 +23,9 @@ class _Figures(ProgressColumn):
 
 
 class RichProgress:
-    """Progress of a long job: a live bar on a terminal, a line now and then in a log file."""
+    """Progress of a long job: a live bar on a terminal; in a log file a line every ``seconds``, and one at the end."""
 
-    def __init__(self, lines_every: float = 0.1) -> None:
+    def __init__(self, seconds: float = 20.0) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -32,14 +34,13 @@ class RichProgress:
             _Figures(),
             console=err,
         )
-        self._lines_every = lines_every
-        self._total = 0
-        self._next_line = 0.0
+        self._seconds = seconds
 
     def start(self, total: int, completed: int, description: str) -> None:
         """Begin a job of ``total`` units of which ``completed`` are done already."""
         self._total, self._description = total, description
-        self._next_line = 0.0
+        self._began, self._before = time.monotonic(), completed
+        self._last_line = self._began
         if err.is_terminal:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
@@ -50,13 +51,21 @@ class RichProgress:
         """Show that ``completed`` units are done, with the latest metrics."""
         shown = {label: (metrics or {}).get(name) for name, label in _FIGURES.items()}
         figures = "  ".join(f"{label} {short(value)}" for label, value in shown.items() if value is not None)
+        now = time.monotonic()
         if err.is_terminal:
             self._progress.update(self._task, completed=completed)
             if figures:
                 self._progress.update(self._task, figures=figures)
-        elif completed >= self._total or (figures and completed / max(1, self._total) >= self._next_line):
-            self._next_line = completed / max(1, self._total) + self._lines_every
-            print_note(f"{self._description} {completed}/{self._total}  {figures}")
+        elif completed >= self._total or now - self._last_line >= self._seconds:
+            self._last_line = now
+            print_note(f"{self._description} {completed}/{self._total}  {self._remaining(completed, now)}{figures}")
+
+    def _remaining(self, completed: int, now: float) -> str:
+        """The time left at the pace so far, where there is any."""
+        if not self._before < completed < self._total:
+            return ""
+        seconds = (now - self._began) / (completed - self._before) * (self._total - completed)
+        return f"ETA {timedelta(seconds=round(seconds))}  "
 
     def finish(self) -> None:
         """End the job."""

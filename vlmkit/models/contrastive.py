@@ -50,14 +50,32 @@ def text_config(tower_width: int, settings: TextTowerConfig) -> tuple[dict[str, 
     return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, settings.embed_dim or width
 
 
+class LogitScalars(nn.Module):
+    """Logit scale (its logarithm) and, where there is one, logit bias, as the loss reads them: a call gives [1] each.
+
+    They have shape [1], since FSDP2 shards no scalars. Rounded to bf16 a scale would be off by up to 1.6 %, so engines
+    are told to leave them in float32 (``contracts.Task``).
+    """
+
+    keeps_float32 = True
+    logit_bias: nn.Parameter | None
+
+    def __init__(self, scale: float, bias: float | None) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor([scale]))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+
+    def forward(self) -> list[torch.Tensor]:
+        # Copies: FSDP2 hooks its backward pass to what a module returns, and would hook a parameter again each time.
+        return [value.clone() for value in (self.logit_scale, self.logit_bias) if value is not None]
+
+
 class ContrastiveHead(nn.Module):
     """What matching captions adds to a tower: image projection, text transformer, logit scale and (SigLIP) logit bias.
 
     ``text_cfg`` and ``quick_gelu`` are open_clip's. Fresh weights are open_clip's too, drawn from ``seed`` alone.
-    ``logit_scale`` is the logarithm of the scale; it and the bias have shape [1], since FSDP2 shards no scalars.
+    ``scalars()`` gives the logarithm of the scale and the bias, to be called wherever the model runs.
     """
-
-    logit_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -77,9 +95,17 @@ class ContrastiveHead(nn.Module):
         with seeded(seed):
             self.text = TextTransformer(**text_cfg, output_dim=embed_dim, act_layer=activation)
             self.projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
-        scale, bias = _START[kind]
-        self.logit_scale = nn.Parameter(torch.tensor([scale]))
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+        self.scalars = LogitScalars(*_START[kind])
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the logit scale: the parameter, [1]."""
+        return self.scalars.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """SigLIP's bias: the parameter, [1]."""
+        return self.scalars.logit_bias
 
     def embed_image(self, features: torch.Tensor) -> torch.Tensor:
         """Pooled tower features [B, width] in the common space: [B, E], of length 1."""
@@ -135,7 +161,7 @@ def load_contrastive(directory: str | Path) -> ContrastiveModel:
     weights = load_file(directory / WEIGHTS_NAME)
     kind: Literal["clip", "siglip"] = "siglip" if "logit_bias" in weights else "clip"
     state = {f"text.{name}": tensor for name, tensor in weights.items() if not name.startswith(("visual.", "logit_"))}
-    state |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("logit_")}
+    state |= {f"scalars.{name}": tensor.reshape(1) for name, tensor in weights.items() if name.startswith("logit_")}
     try:
         state["projection"] = _projection(weights, model["vision_cfg"])
         head = ContrastiveHead(

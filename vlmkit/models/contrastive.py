@@ -24,30 +24,77 @@ from vlmkit.models.vision_tower import VisionTower, build_tower
 CONTEXT_LENGTH, VOCAB_SIZE = 77, 49408
 """Ids of a caption, and ids there are, in CLIP's encoding."""
 
+TextShape = tuple[dict[str, int], int]
+"""open_clip's ``text_cfg`` of a plain text transformer, and ``embed_dim``."""
+
 _TEXT_WIDTHS = {192: 384, 384: 384, 768: 512, 1024: 768, 1280: 1024}
-"""Width of the text tower by that of the ViT, as open_clip pairs them (the smallest of all beside ViT-Ti); 512 beside
-any other tower."""
+"""Width of the text tower by that of the tower, where open_clip pairs none with it: as beside its ViTs of that width
+(the smallest of all beside ViT-Ti); 512 beside any other."""
 _EMBEDDED_WIDTH = 128
+_CNN_WIDTH, _CNN_STRIDE = 32, 32
+"""Of CLIP's ResNets: feature width over that of the stem, and the stride of the last feature map."""
 
 _START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
 """Initial logit scale (its logarithm) and logit bias: CLIP's (arXiv 2103.00020) and SigLIP's (arXiv 2303.15343)."""
 
 
-def text_config(tower_width: int, settings: TextTowerConfig) -> tuple[dict[str, int], int]:
-    """open_clip's ``text_cfg`` and ``embed_dim`` beside a tower of this width; ``settings`` override what they name.
+def published_text(tower: VisionTower, name: str | None = None) -> TextShape | None:
+    """What open_clip pairs with this tower: the text tower of its model whose vision tower has the same shape.
+
+    The shape decides, not the name, so that a run's tower counts as what it is. Where several models share it with
+    different text towers (``convnext_base`` and ``convnext_base_w``), the one called ``name`` is taken, or else the one
+    of the shortest name, the plain one. None if there is no such model whose text tower is a plain transformer over
+    CLIP's ids.
+    """
+    import open_clip
+
+    models = {model: open_clip.get_model_config(model) for model in open_clip.list_models()}
+    alike = [model for model, config in models.items() if _has_plain_text(config) and _same_vision(config, tower)]
+    if not alike:
+        return None
+    chosen = min(alike, key=lambda model: (model.lower() != str(name).lower(), len(model)))
+    return models[chosen]["text_cfg"], models[chosen]["embed_dim"]
+
+
+def _has_plain_text(config: Mapping[str, Any]) -> bool:
+    text = config["text_cfg"]
+    plain = text.keys() == {"context_length", "vocab_size", "width", "heads", "layers"}
+    return plain and (text["context_length"], text["vocab_size"]) == (CONTEXT_LENGTH, VOCAB_SIZE)
+
+
+def _same_vision(config: Mapping[str, Any], tower: VisionTower) -> bool:
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return vision["timm_model_name"] == tower.config["model_cfg"]["vision_cfg"].get("timm_model_name")
+    shape = vision["width"], vision["layers"], vision.get("patch_size")
+    if isinstance(vision["layers"], list):
+        shape = _CNN_WIDTH * vision["width"], sum(vision["layers"]), _CNN_STRIDE
+    return shape == (tower.width, tower.num_layers, tower.patch_size)
+
+
+def text_config(tower_width: int, settings: TextTowerConfig, published: TextShape | None = None) -> TextShape:
+    """The text tower beside a tower: the ``published`` one, or one by the tower's width; ``settings`` override what
+    they name. Heads keep their width and the common space that of the text tower, where another width is set.
 
     Raises UserError if the heads do not divide the width.
     """
-    embedded = tower_width <= _EMBEDDED_WIDTH
-    width = settings.width or (_EMBEDDED_WIDTH if embedded else _TEXT_WIDTHS.get(tower_width, 512))
-    heads = settings.heads or (4 if embedded else max(1, width // 64))
+    text, embed_dim = published or _text_by_width(tower_width)
+    width = settings.width or text["width"]
+    heads = settings.heads or max(1, width * text["heads"] // text["width"])
     if width % heads:
         raise UserError(
             f"A text tower of width {width} does not divide into {heads} heads; "
             "set objective.text.heads to a divisor of objective.text.width."
         )
-    shape = {"width": width, "heads": heads, "layers": settings.layers or (2 if embedded else 12)}
-    return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, settings.embed_dim or width
+    shape = {"width": width, "heads": heads, "layers": settings.layers or text["layers"]}
+    return {**text, **shape}, settings.embed_dim or (embed_dim if width == text["width"] else width)
+
+
+def _text_by_width(tower_width: int) -> TextShape:
+    embedded = tower_width <= _EMBEDDED_WIDTH
+    width = _EMBEDDED_WIDTH if embedded else _TEXT_WIDTHS.get(tower_width, 512)
+    shape = {"width": width, "heads": 4 if embedded else width // 64, "layers": 2 if embedded else 12}
+    return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, width
 
 
 class LogitScalars(nn.Module):

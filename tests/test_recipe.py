@@ -24,6 +24,13 @@ def test_defaults_then_file_then_override(tmp_path: Path) -> None:
     assert resolved.train.global_batch_size == PretrainRecipe().train.global_batch_size
 
 
+def test_superclip_needs_a_loss_that_counts() -> None:
+    weights = {"objective.class_weight": 0.0, "objective.contrastive_weight": 0.0}
+    with pytest.raises(UserError, match="learns nothing"):
+        load_recipe("pretrain-superclass", None, {"objective.name": "superclip", **weights})
+    assert load_recipe("pretrain-superclass", None, weights)
+
+
 def test_a_given_length_replaces_the_default_length() -> None:
     resolved = load_recipe("pretrain-superclass", None, {"train.steps": 7})
     assert (resolved.train.steps, resolved.train.samples) == (7, None)  # type: ignore[attr-defined]

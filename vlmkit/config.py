@@ -137,6 +137,12 @@ class ObjectiveConfig(Section):
     contrastive_weight: float = Field(1.0, ge=0, description="Weight of the contrastive loss in superclip.")
     text: TextTowerConfig = TextTowerConfig()
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ObjectiveConfig:
+        if self.name == "superclip" and not (self.class_weight or self.contrastive_weight):
+            raise ValueError("superclip with class_weight 0 and contrastive_weight 0 learns nothing; raise one of them")
+        return self
+
 
 class AugmentConfig(Section):
     """Training-time image augmentation, drawn from (seed, index, epoch)."""

@@ -37,6 +37,8 @@ class Task(Protocol):
     """A model with its loss, as the trainer sees it. Implementations are ``torch.nn.Module``s.
 
     ``state_dict`` holds weights and integer counters alike; counters are int64 buffers, which no cast to bf16 touches.
+    Weights that must not be cast either are those of a module with the attribute ``keeps_float32 = True``, read by
+    calling it; what it returns is no parameter itself.
     """
 
     def begin_step(self, micro_batches: Sequence[Batch]) -> int:

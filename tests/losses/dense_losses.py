@@ -35,7 +35,7 @@ def dense_loss(name: str, head: list[torch.Tensor], ids: torch.Tensor, weights: 
     targets = torch.zeros(present.shape, dtype=torch.float64)
     for row, column in (ids >= 0).nonzero().tolist():
         present[row, ids[row, column]] = True
-        targets[row, ids[row, column]] = weights[row, column]
+        targets[row, ids[row, column]] += weights[row, column]
     return FORMULAS[name](features @ weight.T + bias, present, targets)
 
 

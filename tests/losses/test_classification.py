@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from vlmkit.errors import UserError
 from vlmkit.losses import chunked
 from vlmkit.losses.chunked import CHUNK_ROWS
 from vlmkit.losses.classification import classification_loss
+from vlmkit.losses.two_way import ClassSums, two_way_loss
 
 every_loss = pytest.mark.parametrize("name", FORMULAS)
 
@@ -64,6 +67,11 @@ def loud_padding(ids, weights, g):
     return ids, torch.where(ids < 0, 1e6, weights)
 
 
+def weightless_copies(ids, weights, g):
+    """Some labels once more, with no weight of their own."""
+    return torch.cat([ids, ids[:, :3]], 1), torch.cat([weights, torch.zeros_like(weights[:, :3])], 1)
+
+
 def plain_weights(ids, weights, g):
     return ids, torch.ones_like(weights)
 
@@ -77,6 +85,7 @@ KINDS = [
     weightless_labels,
     negative_weights,
     loud_padding,
+    weightless_copies,
     plain_weights,
 ]
 
@@ -90,6 +99,12 @@ def test_any_captions_any_number_of_chunks(name, kind, seed, monkeypatch):
     head, ids, weights = random_batch(rows, vocab, length=min(vocab, 9), seed=seed)
     monkeypatch.setattr(chunked, "CHUNK_ROWS", chunk)
     assert_equals_formula(name, head, *kind(ids, weights, g))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "two_way"])
+def test_a_repeated_label_weighs_what_its_copies_weigh_together(name):
+    head, ids, weights = random_batch(20)
+    assert_equals_formula(name, head, torch.cat([ids, ids], 1), torch.cat([weights, 2 * weights], 1))
 
 
 @every_loss
@@ -133,12 +148,23 @@ def test_unweighted_losses_are_torchs_own(name, peer):
     torch.testing.assert_close(loss, peer(features @ weight.T + bias, multi_hot), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "two_way"])
+@every_loss
 def test_parts_of_a_batch_add_up_to_the_whole(name):
+    """Of the two-way loss, if the sums of the classes are known ahead."""
     head, ids, weights = random_batch(50)
     loss, weights = classification_loss(name), proper_weights(name, ids, weights)
-    parts = [loss(head[0][s], *head[1:], ids[s], weights[s]) for s in (slice(0, 20), slice(20, 50))]
-    torch.testing.assert_close(sum(parts), loss(*head, ids, weights), rtol=1e-12, atol=0)
+    parts = [(head[0][s], *head[1:], ids[s], weights[s]) for s in (slice(0, 20), slice(20, 50))]
+    if name == "two_way":
+        classes = ClassSums()
+        for part in parts:
+            classes.add(*part)
+        of_part = partial(two_way_loss, classes=classes)
+    else:
+        of_part = loss
+    total, whole = sum(of_part(*part) for part in parts), loss(*head, ids, weights)
+    torch.testing.assert_close(total, whole, rtol=1e-12, atol=0)
+    for mine, exact in zip(torch.autograd.grad(total, head), torch.autograd.grad(whole, head), strict=True):
+        torch.testing.assert_close(mine, exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["softmax", "two_way"])

@@ -10,11 +10,12 @@ import open_clip
 import pytest
 import torch
 
+from vlmkit import registry
 from vlmkit.config import TextTowerConfig
 from vlmkit.errors import UserError
-from vlmkit.models.contrastive import ContrastiveHead, ContrastiveModel, load_contrastive, text_config
+from vlmkit.models.contrastive import ContrastiveHead, ContrastiveModel, load_contrastive, published_text, text_config
 from vlmkit.models.open_clip_layout import export_open_clip
-from vlmkit.models.vision_tower import VisionTower, build_tower
+from vlmkit.models.vision_tower import VisionTower, build_tower, tower_config
 
 SMALL = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 TEXTS = open_clip.SimpleTokenizer()(["a red square", "two circles, one above the other", ""])
@@ -25,13 +26,41 @@ def images_for(tower: VisionTower) -> torch.Tensor:
     return torch.randint(0, 256, (3, 3, tower.image_size, tower.image_size), dtype=torch.uint8, generator=g)
 
 
-@pytest.mark.parametrize("name", ["ViT-S-16", "ViT-B-16", "ViT-L-14", "RN50", "convnext_tiny"])
-def test_the_text_tower_has_the_shape_open_clip_gives_it(name: str) -> None:
-    published = open_clip.get_model_config(name)
-    width = {"RN50": 2048, "convnext_tiny": 768}.get(name) or published["vision_cfg"]["width"]
-    text_cfg, embed_dim = text_config(width, TextTowerConfig())
-    assert text_cfg == published["text_cfg"]
-    assert embed_dim == (published["embed_dim"] if name.startswith("ViT") else text_cfg["width"])
+def on_meta(name: str) -> VisionTower:
+    with torch.device("meta"):
+        return VisionTower(tower_config(name))
+
+
+OPEN_CLIP_NAMES = {model.lower(): model for model in open_clip.list_models()}
+PAIRED = {
+    **{name: OPEN_CLIP_NAMES.get(name.replace("convnext-", "convnext_")) for name in registry.VISION_TOWERS},
+    **{name: name for name in ("RN101", "RN50x4", "ViT-H-14", "ViT-bigG-14", "ViT-S-16-alt", "convnext_base_w")},
+    "timm:convnext_large": "convnext_large",
+    "timm:vit_base_patch16_224": "ViT-B-16",
+    "timm:test_vit": None,
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_text_tower_is_the_one_open_clip_pairs_with_the_tower(name: str) -> None:
+    published, peer = published_text(on_meta(name), name), PAIRED[name]
+    if peer is None:
+        assert published is None
+    else:
+        config = open_clip.get_model_config(peer)
+        assert published == (config["text_cfg"], config["embed_dim"])
+        assert text_config(1, TextTowerConfig(), published) == published
+
+
+def test_the_registry_has_open_clip_counterparts_but_for_five_sizes() -> None:
+    assert {name for name in registry.VISION_TOWERS if PAIRED[name] is None} == {
+        *("vit-mini-8-64", "vit-ti-16", "vit-ti-14", "vit-s-14", "vit-b-14")
+    }
+
+
+def test_a_tower_that_is_read_back_has_the_text_tower_of_its_shape(tmp_path: Path) -> None:
+    export_open_clip(build_tower("ConvNeXt-Tiny"), tmp_path)
+    assert published_text(on_meta(str(tmp_path)), str(tmp_path)) == published_text(on_meta("ConvNeXt-Tiny"))
 
 
 def test_settings_override_the_derived_shape_and_are_checked() -> None:
@@ -39,6 +68,11 @@ def test_settings_override_the_derived_shape_and_are_checked() -> None:
     assert (text_cfg["width"], text_cfg["layers"], text_cfg["heads"], embed_dim) == (128, 2, 4, 128)
     text_cfg, embed_dim = text_config(768, TextTowerConfig(width=192, layers=3, embed_dim=64))
     assert (text_cfg["width"], text_cfg["layers"], text_cfg["heads"], embed_dim) == (192, 3, 3, 64)
+    published = published_text(on_meta("ConvNeXt-Tiny"))
+    text_cfg, embed_dim = text_config(768, TextTowerConfig(layers=6), published)
+    assert (text_cfg["width"], text_cfg["layers"], embed_dim) == (512, 6, 1024)
+    text_cfg, embed_dim = text_config(768, TextTowerConfig(width=256), published)
+    assert (text_cfg["width"], text_cfg["heads"], embed_dim) == (256, 4, 256)
     with pytest.raises(UserError, match="heads"):
         text_config(768, TextTowerConfig(width=100, heads=7))
 

@@ -1,4 +1,4 @@
-"""The contrastive objectives on two gloo ranks, replicated and sharded, against one process with the batch at once."""
+"""Losses over all pairs of a step on two gloo ranks, replicated and sharded, against one process with it at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from vlmkit.models.vision_tower import build_tower
 
 pytestmark = pytest.mark.dist
 ENGINES = ("ddp", "fsdp")
-OBJECTIVES = ("clip", "siglip", "superclip", "lit")
+OBJECTIVES: dict[str, dict[str, str]] = {
+    **{name: {"objective": name} for name in ("clip", "siglip", "superclip", "lit")},
+    "two_way": {"objective": "superclass", "objective.loss": "two_way"},
+}
 MICRO_BATCHES = (2, 4)
 """Samples of a micro-batch: half of a rank's share, and all of it."""
 
@@ -29,14 +32,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tower = root / "tower"
     tower.mkdir()
     export_open_clip(build_tower("ViT-mini-8-64"), tower)
-    objectives = {name: {"objective": name} for name in OBJECTIVES}
-    objectives["lit"]["tower.name"] = str(tower)
+    objectives = OBJECTIVES | {"lit": {"objective": "lit", "tower.name": str(tower)}}
     jobs = [
         {**job, "out": str(root / f"{name}-{engine}-{micro}"), "parallel": engine, "micro_batch_size": micro}
         for name, job in objectives.items()
         for engine in ENGINES
         for micro in MICRO_BATCHES
     ]
+    jobs.append({"objective": "clip", "out": str(root / "clip-bf16"), "parallel": "fsdp", "precision": "bf16"})
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*torchrun, toy_captions.__file__, json.dumps(jobs)], check=True, timeout=400)
     for name, job in objectives.items():
@@ -44,9 +47,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def logged(run: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses_of(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines]
+    return logged(run, "train/loss")
 
 
 @pytest.mark.parametrize("micro", MICRO_BATCHES)
@@ -60,6 +66,14 @@ def test_two_ranks_train_like_one_process(runs: Path, objective: str, engine: st
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_bf16_shards_train_alike_with_a_float32_logit_scale(runs: Path) -> None:
+    losses, expected = losses_of(runs / "clip-bf16"), losses_of(runs / "clip")
+    assert losses == pytest.approx(expected, rel=0.02) and losses != expected
+    scales = logged(runs / "clip-bf16", "train/logit_scale")
+    assert scales == pytest.approx(logged(runs / "clip", "train/logit_scale"), rel=1e-3)
+    assert scales[0] == pytest.approx(1 / 0.07, rel=1e-6)
 
 
 def test_a_lit_run_leaves_its_tower_bit_for_bit(runs: Path) -> None:

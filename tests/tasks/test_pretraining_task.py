@@ -10,18 +10,27 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.functional import layer_norm, log_softmax, normalize, softplus
 from toy_captions import OBJECTIVES, VOCAB, Labels, make_batch, make_task, parts_of, recipe
 
-from vlmkit.config import ObjectiveConfig, OptimConfig
+from vlmkit.config import ObjectiveConfig, OptimConfig, TrainConfig
 from vlmkit.contracts import Batch
 from vlmkit.data.corpus import CorpusCounts
 from vlmkit.errors import UserError
+from vlmkit.losses.contrastive import contrastive_loss
+from vlmkit.losses.token_frequency import TokenFrequency
 from vlmkit.models.contrastive import load_contrastive
 from vlmkit.models.open_clip_layout import export_open_clip
+from vlmkit.models.superclass import SuperClassHead
 from vlmkit.models.vision_tower import build_tower
+from vlmkit.registry import VISION_TOWERS
+from vlmkit.tasks import build, contrastive
 from vlmkit.tasks.build import build_task, needs
+from vlmkit.tasks.classification import ClassificationObjective
+from vlmkit.tasks.parameter_groups import parameter_groups
 from vlmkit.tasks.pretraining import PretrainingTask
+from vlmkit.training import distributed
 from vlmkit.training.optim import Optimizer
 
 BATCH = make_batch(range(8))
@@ -106,9 +115,12 @@ def test_superclip_is_the_weighted_sum_of_both_from_the_features_published_for_i
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_accumulation_changes_neither_loss_nor_gradients(objective: str, count: int) -> None:
-    task = make_task(objective).double()
+@pytest.mark.parametrize(
+    ("objective", "loss_name"),
+    [*((name, "softmax") for name in OBJECTIVES), ("superclass", "two_way"), ("superclip", "two_way")],
+)
+def test_accumulation_changes_neither_loss_nor_gradients(objective: str, loss_name: str, count: int) -> None:
+    task = make_task(objective, **{"objective.loss": loss_name}).double()
     fresh = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     loss, gradients = step(task, [BATCH])
     task.load_state_dict(fresh)
@@ -117,6 +129,16 @@ def test_accumulation_changes_neither_loss_nor_gradients(objective: str, count: 
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(split_gradients[name], gradient, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "two_way"])
+def test_held_out_losses_know_nothing_of_the_training_step(loss: str) -> None:
+    task = make_task("superclip", **{"objective.loss": loss})
+    task.begin_step([BATCH])
+    before = task.eval().validation_metrics(BATCH)
+    task.load_state_dict(make_task("superclip").state_dict())
+    task.begin_step(parts_of(BATCH, 2))
+    assert task.validation_metrics(BATCH) == before
 
 
 def test_a_contrastive_step_cut_short_leaves_nothing_behind() -> None:
@@ -189,6 +211,16 @@ def test_validation_changes_no_state_and_recall_is_counted_by_hand() -> None:
     assert metrics["val/loss"] == (pytest.approx(task(batch).loss_sum.item()), 9)
 
 
+def test_recall_of_a_vocabulary_below_twenty() -> None:
+    task = make_task("superclass")
+    assert task.classification is not None
+    task.classification = ClassificationObjective(SuperClassHead(128, 7), TokenFrequency(7), Labels())  # type: ignore[arg-type]
+    batch = make_batch(range(6))
+    batch["label_ids"] = torch.arange(6)[:, None]
+    task.begin_step([batch])
+    assert task.eval().validation_metrics(batch)["val/recall@20"] == (6, 6)
+
+
 def test_retrieval_is_counted_by_hand_and_equal_captions_are_as_good() -> None:
     task, batch = make_task("clip").eval(), make_batch(range(9))
     batch["text_ids"][3:8] = batch["text_ids"][2]
@@ -221,6 +253,51 @@ def test_parameter_groups_cover_all_and_decay_matrices_only(objective: str) -> N
             assert ("limits" in group) == name.endswith("logit_scale"), name
     with pytest.raises(UserError, match="projector"):
         task.parameter_groups(OptimConfig(lr_multipliers={"projector": 2.0}))
+
+
+@pytest.mark.parametrize("name", VISION_TOWERS)
+def test_weight_decay_spares_what_the_published_training_spares(name: str) -> None:
+    """Norms, biases and the logit scale by name, and all vectors; of every tower of the registry."""
+    with torch.device("meta"):
+        modules = nn.ModuleList(build.parts_of(recipe("superclip", **{"tower.name": name}), 9).values())
+    groups = parameter_groups({"all": modules.parameters()}, OptimConfig(weight_decay=0.2), owner="all")
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for key, parameter in modules.named_parameters():
+        spared = parameter.ndim < 2 or any(part in key for part in ("bn", "ln", "norm", "bias", "logit_scale"))
+        assert (id(parameter) in decayed) == (not spared), key
+
+
+@pytest.mark.parametrize("objective", ["clip", "siglip"])
+def test_the_loss_reads_float32_scalars_from_a_model_that_is_cast(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP2 in bf16 casts what it shards, and 1 / 0.07 is no bf16 number."""
+    scalars: list[torch.Tensor] = []
+
+    def spy(
+        kind: str, images: torch.Tensor, texts: torch.Tensor, *others: torch.Tensor, **options: bool
+    ) -> torch.Tensor:
+        scalars.extend(others)
+        return contrastive_loss(kind, images, texts, *others, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(contrastive, "contrastive_loss", spy)
+    task = make_task(objective)
+    names = list(task.state_dict())
+    expected = list(make_task(objective).contrastive.head.scalars())  # type: ignore[union-attr]
+    train = TrainConfig(steps=1, precision="bf16", parallel="fsdp", device="cpu")
+    model = distributed.wrap(task, train, distributed.setup("cpu"))
+    for micro_batches in ([BATCH], parts_of(BATCH, 2)):
+        task.begin_step(micro_batches)
+        for batch in micro_batches:
+            output = model(batch)
+            output.loss_sum.backward()
+            total, weight = output.metrics["train/logit_scale"]
+            assert float(total) / weight == pytest.approx(expected[0].exp().item(), rel=1e-6)
+    task.validation_metrics(BATCH)
+    assert len(scalars) == 3 * len(expected)
+    for index, value in enumerate(scalars):
+        assert torch.equal(value, expected[index % len(expected)])
+    assert list(task.state_dict()) == names
 
 
 def test_the_logit_scale_stays_at_or_below_100() -> None:
@@ -260,6 +337,24 @@ def test_lit_leaves_its_tower_bit_for_bit_and_takes_its_pooling(tower: Path) -> 
         optimizer.step(index)
     assert losses[-1] < losses[0] and task.tower.fingerprint() == fingerprint
     assert all(p.grad is None for p in task.tower.parameters())
+
+
+def test_lit_runs_its_tower_once_over_each_micro_batch(tower: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task("lit", **{"tower.name": str(tower)})
+    expected, _ = step(task, [BATCH])
+    run, sizes = task.tower.pooled, []
+
+    def counted(pixel_values: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixel_values))
+        return run(pixel_values)
+
+    monkeypatch.setattr(task.tower, "pooled", counted)
+    task.begin_step(parts_of(BATCH, 4))
+    task(parts_of(BATCH, 4)[0])  # a step cut short, as DDP's discarded pass is
+    sizes.clear()
+    assert step(task, parts_of(BATCH, 4))[0] == pytest.approx(expected, rel=1e-5) and sizes == [2, 2, 2, 2]
+    task.eval().validation_metrics(BATCH)
+    assert sizes[4:] == [8]
 
 
 def test_lit_reads_cached_features_in_place_of_pixels(tower: Path) -> None:

@@ -30,6 +30,10 @@ def chunked_loss(
     [B, L] of the labels, which get no gradient. Returns a scalar of at least float32. Under autocast the logits are
     computed in its dtype; everything after them, and the sum over chunks of the weight's gradient, in float32.
 
+    That ids are distinct is not checked: every label tokenizer gives a caption's bag without repetitions. A copy of
+    weight 0 changes nothing; one with a weight of its own has no meaning in ``two_way_loss``, and adds to that of the
+    first in the other losses.
+
     The gradients are made in the forward pass, while a chunk's logits are at hand, and scaled in place by the backward
     pass: memory is one chunk of logits and the gradients themselves, whatever the batch, and no logit is computed
     twice. A second backward pass through the same graph raises RuntimeError.

@@ -39,7 +39,8 @@ def soft_margin_loss(
 ) -> torch.Tensor:
     """``bce_loss`` averaged over the V classes instead of summed: torch's MultiLabelSoftMarginLoss.
 
-    Under Adam, whose steps do not depend on the scale of the gradients, it differs from BCE only through epsilon.
+    Under Adam, whose steps do not depend on the scale of the gradients, it differs from BCE only through epsilon, and
+    through clipping: a limit of the gradient norm binds V times later here, so compare the two with ``clip_norm`` null.
     """
     return bce_loss(features, weight, bias, ids, weights) / len(weight)
 

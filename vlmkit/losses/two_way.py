@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from vlmkit.losses.chunked import chunked_loss
@@ -16,7 +17,12 @@ TEMPERATURE = 4.0
 
 
 def two_way_loss(
-    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    classes: ClassSums | None = None,
 ) -> torch.Tensor:
     """Two-way multi-label loss (Kobayashi, CVPR 2023) of the logits x [B, V], with its published temperature T = 4.
 
@@ -27,25 +33,45 @@ def two_way_loss(
     ``weights``, 1 for the plain loss; a label of weight 0 or less is neither positive nor negative. A caption without
     labels has no term of its own, but is a negative of every class.
 
-    Divided by B this is the published loss, if every caption has a label. The second term compares the samples of one
-    call, the micro-batch of one rank: alone among the losses, this one depends on how a batch is divided. The logits
-    are computed twice, for a class must be known whole before its gradient is. Arguments and result as in
-    ``chunked_loss``.
+    Divided by B this is the published loss, if every caption has a label. The logits are computed twice, for a class
+    must be known whole before its gradient is. Where a batch is divided, ``classes`` are the sums of all of it, made
+    ahead by the same weights; the call then returns the share of its own rows, and shares and gradients add up to those
+    of the whole. Without them the rows given are the batch. Other arguments and result as in ``chunked_loss``.
     """
-    classes = _Classes()
-    with torch.no_grad():
-        chunked_loss(classes.add_rows, features, weight, bias, ids, weights)
+    if classes is None:
+        classes = ClassSums()
+        classes.add(features, weight, bias, ids, weights)
     return chunked_loss(partial(_rows_loss, *classes.term()), features, weight, bias, ids, weights)
 
 
-class _Classes:
-    """The logarithms of both sums of every class, over the rows added so far."""
+class ClassSums:
+    """The logarithms of both sums of every class over the rows added so far: what ``two_way_loss`` asks of a batch."""
 
     def __init__(self) -> None:
         self.negatives = self.positives = torch.tensor(-math.inf)
         self.num_rows = 0
 
-    def add_rows(self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def add(
+        self,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> None:
+        """Take in the rows of one call of ``two_way_loss``."""
+        chunked_loss(self._add_rows, features, weight, bias, ids, weights)
+
+    def gather(self) -> None:
+        """Add up the sums of all ranks, each of which holds as many rows; collective."""
+        mine = torch.stack([self.negatives, self.positives])
+        everyones = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, mine)
+        self.negatives, self.positives = torch.stack(everyones).logsumexp(0)
+        self.num_rows *= len(everyones)
+
+    def _add_rows(self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """A rows' loss of zero, for what it learns on the way."""
         index, exponents = _positives(logits, ids, weights)
         self.negatives = torch.logaddexp(self.negatives, logits.logsumexp(0))

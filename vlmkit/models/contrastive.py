@@ -24,40 +24,105 @@ from vlmkit.models.vision_tower import VisionTower, build_tower
 CONTEXT_LENGTH, VOCAB_SIZE = 77, 49408
 """Ids of a caption, and ids there are, in CLIP's encoding."""
 
+TextShape = tuple[dict[str, int], int]
+"""open_clip's ``text_cfg`` of a plain text transformer, and ``embed_dim``."""
+
 _TEXT_WIDTHS = {192: 384, 384: 384, 768: 512, 1024: 768, 1280: 1024}
-"""Width of the text tower by that of the ViT, as open_clip pairs them (the smallest of all beside ViT-Ti); 512 beside
-any other tower."""
+"""Width of the text tower by that of the tower, where open_clip pairs none with it: as beside its ViTs of that width
+(the smallest of all beside ViT-Ti); 512 beside any other."""
 _EMBEDDED_WIDTH = 128
+_CNN_WIDTH, _CNN_STRIDE = 32, 32
+"""Of CLIP's ResNets: feature width over that of the stem, and the stride of the last feature map."""
 
 _START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
 """Initial logit scale (its logarithm) and logit bias: CLIP's (arXiv 2103.00020) and SigLIP's (arXiv 2303.15343)."""
 
 
-def text_config(tower_width: int, settings: TextTowerConfig) -> tuple[dict[str, int], int]:
-    """open_clip's ``text_cfg`` and ``embed_dim`` beside a tower of this width; ``settings`` override what they name.
+def published_text(tower: VisionTower, name: str | None = None) -> TextShape | None:
+    """What open_clip pairs with this tower: the text tower of its model whose vision tower has the same shape.
+
+    The shape decides, not the name, so that a run's tower counts as what it is. Where several models share it with
+    different text towers (``convnext_base`` and ``convnext_base_w``), the one called ``name`` is taken, or else the one
+    of the shortest name, the plain one. None if there is no such model whose text tower is a plain transformer over
+    CLIP's ids.
+    """
+    import open_clip
+
+    models = {model: open_clip.get_model_config(model) for model in open_clip.list_models()}
+    alike = [model for model, config in models.items() if _has_plain_text(config) and _same_vision(config, tower)]
+    if not alike:
+        return None
+    chosen = min(alike, key=lambda model: (model.lower() != str(name).lower(), len(model)))
+    return models[chosen]["text_cfg"], models[chosen]["embed_dim"]
+
+
+def _has_plain_text(config: Mapping[str, Any]) -> bool:
+    text = config["text_cfg"]
+    plain = text.keys() == {"context_length", "vocab_size", "width", "heads", "layers"}
+    return plain and (text["context_length"], text["vocab_size"]) == (CONTEXT_LENGTH, VOCAB_SIZE)
+
+
+def _same_vision(config: Mapping[str, Any], tower: VisionTower) -> bool:
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        return vision["timm_model_name"] == tower.config["model_cfg"]["vision_cfg"].get("timm_model_name")
+    shape = vision["width"], vision["layers"], vision.get("patch_size")
+    if isinstance(vision["layers"], list):
+        shape = _CNN_WIDTH * vision["width"], sum(vision["layers"]), _CNN_STRIDE
+    return shape == (tower.width, tower.num_layers, tower.patch_size)
+
+
+def text_config(tower_width: int, settings: TextTowerConfig, published: TextShape | None = None) -> TextShape:
+    """The text tower beside a tower: the ``published`` one, or one by the tower's width; ``settings`` override what
+    they name. Heads keep their width and the common space that of the text tower, where another width is set.
 
     Raises UserError if the heads do not divide the width.
     """
-    embedded = tower_width <= _EMBEDDED_WIDTH
-    width = settings.width or (_EMBEDDED_WIDTH if embedded else _TEXT_WIDTHS.get(tower_width, 512))
-    heads = settings.heads or (4 if embedded else max(1, width // 64))
+    text, embed_dim = published or _text_by_width(tower_width)
+    width = settings.width or text["width"]
+    heads = settings.heads or max(1, width * text["heads"] // text["width"])
     if width % heads:
         raise UserError(
             f"A text tower of width {width} does not divide into {heads} heads; "
             "set objective.text.heads to a divisor of objective.text.width."
         )
-    shape = {"width": width, "heads": heads, "layers": settings.layers or (2 if embedded else 12)}
-    return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, settings.embed_dim or width
+    shape = {"width": width, "heads": heads, "layers": settings.layers or text["layers"]}
+    return {**text, **shape}, settings.embed_dim or (embed_dim if width == text["width"] else width)
+
+
+def _text_by_width(tower_width: int) -> TextShape:
+    embedded = tower_width <= _EMBEDDED_WIDTH
+    width = _EMBEDDED_WIDTH if embedded else _TEXT_WIDTHS.get(tower_width, 512)
+    shape = {"width": width, "heads": 4 if embedded else width // 64, "layers": 2 if embedded else 12}
+    return {"context_length": CONTEXT_LENGTH, "vocab_size": VOCAB_SIZE, **shape}, width
+
+
+class LogitScalars(nn.Module):
+    """Logit scale (its logarithm) and, where there is one, logit bias, as the loss reads them: a call gives [1] each.
+
+    They have shape [1], since FSDP2 shards no scalars. Rounded to bf16 a scale would be off by up to 1.6 %, so engines
+    are told to leave them in float32 (``contracts.Task``).
+    """
+
+    keeps_float32 = True
+    logit_bias: nn.Parameter | None
+
+    def __init__(self, scale: float, bias: float | None) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor([scale]))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+
+    def forward(self) -> list[torch.Tensor]:
+        # Copies: FSDP2 hooks its backward pass to what a module returns, and would hook a parameter again each time.
+        return [value.clone() for value in (self.logit_scale, self.logit_bias) if value is not None]
 
 
 class ContrastiveHead(nn.Module):
     """What matching captions adds to a tower: image projection, text transformer, logit scale and (SigLIP) logit bias.
 
     ``text_cfg`` and ``quick_gelu`` are open_clip's. Fresh weights are open_clip's too, drawn from ``seed`` alone.
-    ``logit_scale`` is the logarithm of the scale; it and the bias have shape [1], since FSDP2 shards no scalars.
+    ``scalars()`` gives the logarithm of the scale and the bias, to be called wherever the model runs.
     """
-
-    logit_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -77,9 +142,17 @@ class ContrastiveHead(nn.Module):
         with seeded(seed):
             self.text = TextTransformer(**text_cfg, output_dim=embed_dim, act_layer=activation)
             self.projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
-        scale, bias = _START[kind]
-        self.logit_scale = nn.Parameter(torch.tensor([scale]))
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+        self.scalars = LogitScalars(*_START[kind])
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the logit scale: the parameter, [1]."""
+        return self.scalars.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """SigLIP's bias: the parameter, [1]."""
+        return self.scalars.logit_bias
 
     def embed_image(self, features: torch.Tensor) -> torch.Tensor:
         """Pooled tower features [B, width] in the common space: [B, E], of length 1."""
@@ -135,7 +208,7 @@ def load_contrastive(directory: str | Path) -> ContrastiveModel:
     weights = load_file(directory / WEIGHTS_NAME)
     kind: Literal["clip", "siglip"] = "siglip" if "logit_bias" in weights else "clip"
     state = {f"text.{name}": tensor for name, tensor in weights.items() if not name.startswith(("visual.", "logit_"))}
-    state |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("logit_")}
+    state |= {f"scalars.{name}": tensor.reshape(1) for name, tensor in weights.items() if name.startswith("logit_")}
     try:
         state["projection"] = _projection(weights, model["vision_cfg"])
         head = ContrastiveHead(

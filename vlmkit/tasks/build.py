@@ -9,7 +9,7 @@ from torch import nn
 from vlmkit.config import ObjectiveConfig, PretrainRecipe
 from vlmkit.errors import UserError
 from vlmkit.losses.token_frequency import TokenFrequency
-from vlmkit.models.contrastive import ContrastiveHead, text_config
+from vlmkit.models.contrastive import ContrastiveHead, published_text, text_config
 from vlmkit.models.open_clip_layout import check_embed_dim
 from vlmkit.models.superclass import SuperClassHead
 from vlmkit.models.vision_tower import VisionTower, build_tower, tower_config, weights_directory
@@ -120,7 +120,8 @@ def _kind(recipe: PretrainRecipe) -> Literal["clip", "siglip"]:
 
 
 def _contrastive_head(recipe: PretrainRecipe, tower: VisionTower) -> ContrastiveHead:
-    text_cfg, embed_dim = text_config(tower.width, recipe.objective.text)
+    published = published_text(tower, recipe.tower.name)
+    text_cfg, embed_dim = text_config(tower.width, recipe.objective.text, published)
     check_embed_dim(tower.config, embed_dim)
     quick_gelu = tower.config["model_cfg"]["quick_gelu"]
     head = ContrastiveHead(tower.width, text_cfg, embed_dim, _kind(recipe), quick_gelu=quick_gelu, seed=recipe.seed)

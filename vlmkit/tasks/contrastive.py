@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlmkit.contracts import Batch
 from vlmkit.losses.contrastive import contrastive_loss
 from vlmkit.models.contrastive import ContrastiveHead
-from vlmkit.tasks.objective import EmbedImages
+from vlmkit.tasks.objective import EmbedAhead
 
 MATCHES_AT = (1, 5)
 
@@ -32,7 +32,8 @@ class ContrastiveObjective(nn.Module):
     Every pair of the step counts, over all micro-batches and ranks. A step of one micro-batch computes its loss in one
     pass. A longer one embeds all its micro-batches ahead, without gradients, differentiates the loss by the embeddings,
     and has each micro-batch carry the gradients of its own on (GradCache, arXiv 2101.06983): a second forward pass, and
-    no more memory than a micro-batch takes. It is exact but for layers that are random or see the batch (batch norm).
+    beside a micro-batch's memory that of all embeddings and of some rows of logits (``losses.contrastive``). It is
+    exact but for layers that are random or see the batch (batch norm).
 
     The optimizer keeps the logit scale between 1 and 100, as open_clip does.
     """
@@ -45,21 +46,19 @@ class ContrastiveObjective(nn.Module):
         self.kind = kind
         self._ahead: deque[_Known] = deque()
 
-    def begin_step(self, micro_batches: Sequence[Batch], embed_images: EmbedImages) -> int:
+    def begin_step(self, micro_batches: Sequence[Batch], embed_ahead: EmbedAhead) -> int:
         """Embed a step of several micro-batches ahead. Every rank holds as many samples, so counting them is free."""
         self._ahead.clear()
         if len(micro_batches) > 1:
-            self._ahead.extend(self._embed_ahead(micro_batches, embed_images))
+            self._ahead.extend(self._differentiate_ahead(micro_batches, embed_ahead()))
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         return sum(len(batch["text_ids"]) for batch in micro_batches) * world_size
 
-    def _embed_ahead(self, micro_batches: Sequence[Batch], embed_images: EmbedImages) -> list[_Known]:
+    def _differentiate_ahead(self, micro_batches: Sequence[Batch], features: Sequence[Tensor]) -> list[_Known]:
         with torch.no_grad():
-            pairs = [self._embed(embed_images(batch), batch) for batch in micro_batches]
-        # Older torch keeps weights that autocast has cast without gradients, which would cut the coming passes' graph.
-        torch.clear_autocast_cache()
-        images, texts = (torch.cat(side) for side in zip(*pairs, strict=True))
-        leaves = [tensor.detach().requires_grad_() for tensor in (images, texts, *self._scalars())]
+            pairs = [self._embed(*inputs) for inputs in zip(features, micro_batches, strict=True)]
+            images, texts = (torch.cat(side) for side in zip(*pairs, strict=True))
+            leaves = [tensor.detach().requires_grad_() for tensor in (images, texts, *self.head.scalars())]
         loss = contrastive_loss(self.kind, *leaves)
         gradients = torch.autograd.grad(loss, leaves)
         sizes = [len(batch["text_ids"]) for batch in micro_batches]
@@ -71,12 +70,8 @@ class ContrastiveObjective(nn.Module):
     def _embed(self, features: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.head.embed_image(features), self.head.embed_text(batch["text_ids"])
 
-    def _scalars(self) -> list[Tensor]:
-        bias = self.head.logit_bias
-        return [self.head.logit_scale] if bias is None else [self.head.logit_scale, bias]
-
     def loss_sum(self, features: Tensor, batch: Batch) -> Tensor:
-        tensors = [*self._embed(features, batch), *self._scalars()]
+        tensors = [*self._embed(features, batch), *self.head.scalars()]
         if not self._ahead:
             return contrastive_loss(self.kind, *tensors)
         known = self._ahead.popleft()
@@ -88,7 +83,7 @@ class ContrastiveObjective(nn.Module):
         among the k of the batch that match best (another image's equal caption is as good). All of them depend on the
         size of the held-out batches: more captions are harder to tell apart."""
         images, texts = self._embed(features, batch)
-        loss = contrastive_loss(self.kind, images, texts, *self._scalars(), gather=False)
+        loss = contrastive_loss(self.kind, images, texts, *self.head.scalars(), gather=False)
         captions = batch["text_ids"]
         with torch.autocast(images.device.type, enabled=False):
             similarity = images @ texts.T

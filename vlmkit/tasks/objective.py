@@ -10,8 +10,9 @@ from torch import nn
 
 from vlmkit.contracts import Batch
 
-EmbedImages = Callable[[Batch], torch.Tensor]
-"""A batch to what the objective reads of its images: [B, width]."""
+EmbedAhead = Callable[[], Sequence[torch.Tensor]]
+"""What the objective reads of the images of each micro-batch of the step, [B, width] each, without gradients. They are
+computed when they are first asked for."""
 
 
 class Objective(Protocol):
@@ -22,7 +23,7 @@ class Objective(Protocol):
 
     limits: Mapping[str, tuple[float, float]]
 
-    def begin_step(self, micro_batches: Sequence[Batch], embed_images: EmbedImages) -> int:
+    def begin_step(self, micro_batches: Sequence[Batch], embed_ahead: EmbedAhead) -> int:
         """``contracts.Task.begin_step``; the targets are the samples."""
         ...
 

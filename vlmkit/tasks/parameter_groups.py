@@ -20,8 +20,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters of ``parts`` as groups; ``optim.lr_multipliers`` may scale the rate of a part.
 
-    Weight decay is for tensors of two or more dimensions: norms, biases and the class token have one. ``limits`` gives
-    the range that the optimizer keeps a part's values in. Raises UserError if a multiplier names no part of ``owner``.
+    Weight decay is for tensors of two or more dimensions, which leaves out norms, biases and the logit scale (the
+    published rule). Class tokens follow their shape: open_clip's is a vector, timm's decays. ``limits`` gives the range
+    that the optimizer keeps a part's values in. Raises UserError if a multiplier names no part of ``owner``.
     """
     unknown = optim.lr_multipliers.keys() - parts.keys()
     if unknown:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class PretrainingTask(nn.Module):
         self.contrastive = contrastive
         self.weights = weights or {}
         self.freeze_tower = freeze_tower
+        self._ahead: deque[dict[str, torch.Tensor]] = deque()
         tower.requires_grad_(not freeze_tower)
         self.train(self.training)
 
@@ -63,22 +66,33 @@ class PretrainingTask(nn.Module):
 
     def begin_step(self, micro_batches: Sequence[Batch]) -> int:
         """Prepare each objective for the step; the number of samples over all ranks."""
+        self._ahead.clear()
         counts = [
-            objective.begin_step(micro_batches, lambda batch, name=name: self._features(batch)[name])  # type: ignore[misc]
+            objective.begin_step(micro_batches, partial(self._embed_ahead, name, micro_batches))
             for name, objective in self.objectives.items()
         ]
+        if not self.freeze_tower:  # a frozen tower would only repeat itself
+            self._ahead.clear()
+        # Older torch keeps weights that autocast has cast without gradients, which would cut the coming passes' graph.
+        torch.clear_autocast_cache()
         return counts[0]
+
+    @torch.no_grad()
+    def _embed_ahead(self, name: str, micro_batches: Sequence[Batch]) -> list[torch.Tensor]:
+        if not self._ahead:
+            self._ahead.extend(self._features(batch) for batch in micro_batches)
+        return [features[name] for features in self._ahead]
 
     def forward(self, batch: Batch) -> LossOutput:
         """The summed loss of one micro-batch; metrics are the logit scale and, of two objectives, each one's loss."""
-        features = self._features(batch)
+        features = self._ahead.popleft() if self._ahead else self._features(batch)
         count = len(next(iter(features.values())))
         losses = {name: objective.loss_sum(features[name], batch) for name, objective in self.objectives.items()}
         metrics: dict[str, tuple[torch.Tensor | float, float]] = {}
         if len(losses) > 1:
             metrics |= {f"train/{name}_loss": (loss.detach(), count) for name, loss in losses.items()}
         if self.contrastive is not None:
-            metrics["train/logit_scale"] = (self.contrastive.head.logit_scale.detach().exp() * count, count)
+            metrics["train/logit_scale"] = (self.contrastive.head.scalars()[0].detach().exp() * count, count)
         return LossOutput(self._total(losses), count, metrics)
 
     @torch.no_grad()

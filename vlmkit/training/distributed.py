@@ -177,6 +177,9 @@ def _shard(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Mo
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     mesh = init_device_mesh(context.device.type, (context.world_size,))
     root = cast(nn.Module, task)
+    for part in root.modules():
+        if getattr(part, "keeps_float32", False):
+            fully_shard(part, mesh=mesh, reshard_after_forward=False)
     seen: set[nn.Module] = set()
     for module in [*task.shard_units(), root]:
         norms = [norm for norm in _batch_norms(module) if norm not in seen]

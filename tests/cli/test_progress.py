@@ -16,5 +16,6 @@ def test_lines_come_by_the_clock_and_at_the_end(monkeypatch: pytest.MonkeyPatch)
     for completed in range(11, 51):
         now[0] += 5
         shown.update(completed, {"train/loss": 1.25} if completed < 20 else {})
+    shown.update(50)  # a grid is asked again and again while its last runs are evaluated
     assert lines[:2] == ["9 runs 14/50  ETA 0:03:00  loss 1.25", "9 runs 18/50  ETA 0:02:40  loss 1.25"]
     assert lines[2] == "9 runs 22/50  ETA 0:02:20  " and len(lines) == 10 and lines[-1] == "9 runs 50/50  "

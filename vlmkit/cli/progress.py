@@ -40,7 +40,7 @@ class RichProgress:
         """Begin a job of ``total`` units of which ``completed`` are done already."""
         self._total, self._description = total, description
         self._began, self._before = time.monotonic(), completed
-        self._last_line = self._began
+        self._last_line, self._last_shown = self._began, completed
         if err.is_terminal:
             for task in self._progress.task_ids:
                 self._progress.remove_task(task)
@@ -56,8 +56,8 @@ class RichProgress:
             self._progress.update(self._task, completed=completed)
             if figures:
                 self._progress.update(self._task, figures=figures)
-        elif completed >= self._total or now - self._last_line >= self._seconds:
-            self._last_line = now
+        elif now - self._last_line >= self._seconds or completed >= self._total > self._last_shown:
+            self._last_line, self._last_shown = now, completed
             print_note(f"{self._description} {completed}/{self._total}  {self._remaining(completed, now)}{figures}")
 
     def _remaining(self, completed: int, now: float) -> str:

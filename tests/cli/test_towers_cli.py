@@ -34,11 +34,10 @@ def tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class Shell:
-    """Runs ``vlmkit`` commands on a screen of 80 columns."""
+    """Runs ``vlmkit`` commands; what is no terminal has 80 columns."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
-        monkeypatch.setenv("COLUMNS", "80")
 
     def __call__(self, command: str, code: int = 0) -> tuple[str, str]:
         """stdout, and stderr with white space folded, of a command that ends with exit code ``code``."""

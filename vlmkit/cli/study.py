@@ -42,4 +42,8 @@ def study(
 
 
 def _announce(name: str, rows: list[ResultRow]) -> None:
-    print_note(f"{name}: " + ", ".join(f"{row.family} {row.value:.3f}" for row in rows if not row.variant))
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if not row.variant:
+            found.setdefault(row.benchmark, []).append(f"{row.family} {row.value:.3f}")
+    print_note(f"{name}: " + "; ".join(f"{task} {', '.join(values)}" for task, values in found.items()))

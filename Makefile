@@ -39,7 +39,7 @@ smoke: $(INSTALLED)  ## One minute through all four commands
 study-superclass: $(INSTALLED)  ## SuperClass against CLIP, three seeds (under 40 minutes on 2 cores)
 	$(BIN)/vlmkit study --recipe recipes/study_superclass.yaml --out runs/study-superclass --jobs 2
 
-study-superclass-long: $(INSTALLED)  ## All arms of pretraining, three seeds (about 12 hours on 2 cores; resumable)
+study-superclass-long: $(INSTALLED)  ## All arms of pretraining, three seeds (57 runs, about 15 hours on 2 cores; resumable)
 	$(BIN)/vlmkit study --recipe recipes/study_superclass_long.yaml --out runs/study-superclass-long --jobs 2
 
 test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)

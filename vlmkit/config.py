@@ -5,6 +5,7 @@ Reading, overriding and comparing recipes is in :mod:`vlmkit.recipe`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -273,6 +274,24 @@ class SweepRecipe(Section):
     eval_samples: Positive | None = Field(None, description="Samples each run is evaluated on, at most; null: all.")
 
 
+_ARM = re.compile(r"\w[\w .,+=()%-]*")
+
+
+def at_equal_seconds(arm: str) -> str:
+    """What a study calls the arm that runs ``arm`` once more, at equal seconds."""
+    return f"{arm} at equal seconds"
+
+
+def lit_on(arm: str) -> str:
+    """What a study calls the arm that trains text towers on the towers of ``arm``."""
+    return f"LiT on {arm}"
+
+
+def arm_folder(arm: str) -> str:
+    """What the names of the directories of an arm's runs begin with."""
+    return arm.replace(" ", "-")
+
+
 class StudyRecipe(Section):
     """``vlmkit study``: arms that differ from one pretraining recipe in a few keys, over seeds, evaluated alike."""
 
@@ -301,6 +320,24 @@ class StudyRecipe(Section):
             if unknown := arms - self.arms.keys():
                 raise ValueError(f"{key} names {', '.join(sorted(unknown))}, which is no arm")
         return self
+
+    @model_validator(mode="after")
+    def _arms_with_directories_of_their_own(self) -> StudyRecipe:
+        taken: dict[str, str] = {}
+        for arm in self.all_arms:
+            if not _ARM.fullmatch(arm):
+                raise ValueError(
+                    f"the arm {arm!r} cannot name a directory; use letters, digits, spaces and any of _.,+=()%-"
+                )
+            # Case does not tell directories apart everywhere.
+            if (other := taken.setdefault(arm_folder(arm).casefold(), arm)) != arm:
+                raise ValueError(f"the arms {other!r} and {arm!r} would share their directories; rename one")
+        return self
+
+    @property
+    def all_arms(self) -> list[str]:
+        """The arms, those that run again at equal seconds, and those that train text towers."""
+        return [*self.arms, *map(at_equal_seconds, self.equal_seconds), *map(lit_on, self.lit)]
 
 
 RECIPES: dict[str, type[Section]] = {

@@ -66,6 +66,7 @@ def test_the_benchmark_scores_against_all_captions_of_the_corpus() -> None:
     for text in ("one red square", "a green square"):
         assert benchmark.score(text, question.references) == corpus.score(text, CAPTIONS["red"])
     assert benchmark.score("one red square", question.references) > benchmark.score("blue", question.references)
+    assert benchmark.aggregate([3.0]) == {"mean": 3.0, "count": 1, "stderr": 5.0}, "half of the range of CIDEr-D"
 
 
 def test_a_captioner_learns_to_name_what_the_frozen_tower_shows(tower: VisionTower, tmp_path: Path) -> None:

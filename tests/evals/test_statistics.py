@@ -19,6 +19,8 @@ def test_bernoulli_mean_has_its_closed_form() -> None:
 def test_equal_scores_have_no_error_and_one_score_has_the_largest() -> None:
     assert mean_and_stderr([1.0, 1.0, 1.0]) == (1.0, 0.0)
     assert mean_and_stderr([1.0]) == (1.0, 0.5)
+    assert mean_and_stderr([7.0], span=10.0) == (7.0, 5.0)
+    assert paired_difference([1.0], [0.0]) == (1.0, 1.0), "differences lie in -1..1"
 
 
 def test_no_scores_is_refused() -> None:

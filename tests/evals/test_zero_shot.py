@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch.nn.functional import normalize
 
 from vlmkit.data.samples import LabelledSample
-from vlmkit.evals.zero_shot import class_embeddings, zero_shot
+from vlmkit.errors import UserError
+from vlmkit.evals.zero_shot import class_embeddings, words_of, zero_shot
 
 COLOURS = ["red", "green", "blue"]
 
@@ -86,5 +87,37 @@ def characters(sentences: Sequence[str]) -> torch.Tensor:
 def test_class_embeddings_are_those_of_open_clip() -> None:
     names = ["red", "first character", "ring"]
     expected = build_zero_shot_classifier(AnyText(), characters, names, OPENAI_IMAGENET_TEMPLATES)
-    found = class_embeddings(AnyText(), characters, ["red", "first_character", "ring"])
+    found = class_embeddings(AnyText(), characters, words_of(["red", "first_character", "ring"]))
     np.testing.assert_allclose(found, expected.T.numpy(), atol=1e-6)
+
+
+def wnids(count: int) -> list[str]:
+    return [f"n{number:08d}" for number in range(1440764, 1440764 + 7 * count, 7)]
+
+
+def test_imagenets_folders_are_read_by_their_words() -> None:
+    numbers = wnids(1000)
+    assert words_of(numbers) == list(IMAGENET_CLASSNAMES)
+    assert words_of(numbers[::-1]) == list(IMAGENET_CLASSNAMES)[::-1], "the order of the numbers counts, not the list's"
+    with pytest.raises(UserError, match=r"n01440764.*there are 12 here: name the folders by words"):
+        words_of(wnids(12))
+    assert words_of(["n01440764", "tench"]) == ["n01440764", "tench"]
+
+
+def test_classes_of_one_name_are_told_apart() -> None:
+    """Two of ImageNet's classes are called "missile" and two "sunglasses": scores are of the numbers, not the words."""
+
+    class Doubles(Squares):
+        classes = {"colour": wnids(1000)}  # noqa: RUF012
+
+        def __getitem__(self, index: int) -> LabelledSample:
+            twins = [number for number, name in enumerate(IMAGENET_CLASSNAMES) if name == "missile"]
+            return LabelledSample(super().__getitem__(index).image, {"colour": twins[index % 2]})
+
+    class SeesMissiles(ReadsColours):
+        def encode_text(self, text_ids: torch.Tensor) -> torch.Tensor:
+            return normalize(text_ids.float() - 0.5, dim=1)
+
+    missiles = lambda texts: torch.tensor([["missile" in text] * 3 for text in texts])  # noqa: E731
+    (found,) = zero_shot(SeesMissiles(), missiles, 8, Doubles())
+    assert found.accuracy == 0.5 == found.chance

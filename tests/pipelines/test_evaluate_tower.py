@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ SETTINGS = EvalSettings(limit=LIMIT, device="cpu")
 ATTRIBUTES = ["color", "shape", "count", "first_character"]
 
 
-def make_run(path: Path, objective: str) -> RunDirectory:
+def make_run(path: Path, objective: str, seed: int = 0) -> RunDirectory:
     """A finished run of the objective on a tiny tower with fresh weights."""
     run = RunDirectory(path)
-    run.prepare(pretrain_recipe(**{"objective.name": objective}), {}, {})
+    run.prepare(pretrain_recipe(**{"objective.name": objective, "seed": seed}), {}, {})
     config = tower_config("ViT-mini-8-64")
     config["model_cfg"]["embed_dim"] = 32
     config["model_cfg"]["vision_cfg"] |= {"width": 32, "layers": 2, "head_width": 16}
@@ -58,6 +59,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_the_default_is_the_quick_linear_probe_beside_a_random_tower(run: RunDirectory) -> None:
     (report,) = evaluate(run.path, [], SETTINGS)
     assert [line[0] for line in report.table] == ATTRIBUTES
+    assert any(f"At most {LIMIT} images of each set" in note for note in report.notes)
     rows = run.results()
     assert [(row.family, row.variant) for row in rows] == [
         (attribute, variant) for attribute in ATTRIBUTES for variant in ("", RANDOM_TOWER)
@@ -69,8 +71,9 @@ def test_the_default_is_the_quick_linear_probe_beside_a_random_tower(run: RunDir
 def test_large_sets_are_probed_by_lars(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_mae, "EPOCHS", 2)
     monkeypatch.setattr(evaluate_tower, "SMALL_SET", LIMIT - 1)
-    evaluate(run.path, [], SETTINGS)
+    (report,) = evaluate(run.path, [], SETTINGS)
     assert {(row.benchmark, row.scoring) for row in run.results()} == {("linear_probe_mae", "lars")}
+    assert "without augmentation" in report.notes[0] and "searched on held-out training images" in report.notes[0]
 
 
 def test_probes_share_one_pass_over_the_images(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +144,21 @@ def test_a_run_with_a_text_tower_classifies_without_training(tmp_path: Path, obj
 
 
 def test_zero_shot_of_a_classification_run_explains_lit_with_the_command(run: RunDirectory) -> None:
-    command = f"`vlmkit pretrain-superclass --objective lit --tower {run.path} --out {run.path}-lit`"
+    recipe = f"{run.path}/recipe.yaml"
+    command = f"`vlmkit pretrain-superclass --recipe {recipe} --objective lit --tower {run.path} --out {run.path}-lit`"
     with pytest.raises(UserError) as refusal:
         evaluate(run.path, ["linear_probe", "zero_shot"], SETTINGS)
     assert command in str(refusal.value) and "LiT" in str(refusal.value)
     assert not run.results_path.exists()
+
+
+def test_the_command_is_one_for_the_shell(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a run; of mine", "superclass")
+    with pytest.raises(UserError) as refusal:
+        evaluate(run.path, ["zero_shot"], SETTINGS)
+    arguments = shlex.split(str(refusal.value).split("`")[1])
+    assert arguments[2:4] == ["--recipe", str(run.recipe_path)] and arguments[-1] == f"{run.path}-lit"
+    assert arguments[arguments.index("--tower") + 1] == str(run.path)
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_of_those_that_fit(run: RunDirectory, tmp_path: Path) -> None:
@@ -181,4 +194,41 @@ def test_what_is_done_is_recorded_even_if_a_later_task_fails(run: RunDirectory) 
 
 def test_every_task_is_in_the_registry() -> None:
     listed = [facts.name for facts in registry.BENCHMARKS.values() if facts.subject == "tower"]
-    assert listed == list(evaluate_tower._TASKS)
+    assert listed == list(evaluate_tower.TASKS)
+
+
+def test_the_random_tower_is_drawn_from_the_runs_seed(tmp_path: Path) -> None:
+    def first_weight(name: str, seed: int) -> torch.Tensor:
+        run = make_run(tmp_path / name, "superclass", seed=seed)
+        subject = tower_subject.TowerSubject(run, run.recipe(), SETTINGS, None)
+        return subject.towers()[RANDOM_TOWER].visual.conv1.weight
+
+    weights = first_weight("a", seed=0), first_weight("b", seed=1)
+    assert not torch.equal(*weights) and torch.equal(weights[1], first_weight("c", seed=1))
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "missing"),
+    [
+        ("knn", {"train_data": "folder:photos"}, "--test-data"),
+        ("knn", {"test_data": "folder:photos"}, "--train-data"),
+        ("finetune", {"test_data": "folder:photos"}, "--train-data"),
+        ("zero_shot", {"train_data": "folder:photos"}, "--test-data"),
+        ("label_report", {"test_data": "folder:photos"}, "--train-data"),
+    ],
+)
+def test_one_of_two_sets_is_not_filled_up_with_the_embedded_world(
+    task: str, settings: dict[str, str], missing: str
+) -> None:
+    (option,) = {"--train-data", "--test-data"} - {missing}
+    with pytest.raises(UserError, match=f"{option} folder:photos is given, but {task} reads {missing}"):
+        evaluate_tower.check_data([task], EvalSettings(**settings))
+    evaluate_tower.check_data([task], EvalSettings(train_data="folder:a", test_data="folder:b"))
+    evaluate_tower.check_data([task], EvalSettings())
+
+
+def test_sets_that_a_task_does_not_read_may_be_missing(run: RunDirectory) -> None:
+    evaluate_tower.check_data(["zero_shot"], EvalSettings(test_data="folder:photos"))
+    evaluate_tower.check_data(["label_report"], EvalSettings(train_data="wds:shards"))
+    with pytest.raises(UserError, match="linear_probe reads --test-data"):
+        evaluate(run.path, [], EvalSettings(train_data="miniworld:train"))

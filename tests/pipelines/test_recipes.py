@@ -81,10 +81,32 @@ def test_superclip_differs_from_superclass_of_its_length_in_objective_pooling_an
     assert load(SUPERCLIP) == load(ROOT / "superclass" / "b16_512m.yaml", **published)
 
 
-def test_the_lit_stage_of_a_published_run_freezes_the_run_it_follows(tower_run: Path, tmp_path: Path) -> None:
-    path = ROOT / "superclass" / "b16_512m.yaml"
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_lit_stage_of_a_published_run_freezes_the_run_it_follows(
+    path: Path, tower_run: Path, tmp_path: Path
+) -> None:
     changes = {"objective.name": "lit", "tower.name": str(tower_run), "data.train": WORLD}
     recipe = load(path, **changes)
     assert isinstance(recipe, PretrainRecipe)
     facts = dict(plan_pretrain.plan(recipe, tmp_path).facts)
     assert "frozen" in facts["tower"] and "text tower" in facts["objective"] and "labels" not in facts
+    # "Same schedule as the run it follows" (the reference's cls_schedule and its LiT configurations).
+    followed = load(path, **{"data.train": WORLD})
+    assert isinstance(followed, PretrainRecipe) and recipe.train == followed.train
+    full = path.stem.endswith("_12.8b")
+    steps = {"128m": 7_812, "512m": 31_250, "1.28b": 78_125, "12.8b": 142_045}[path.stem.rpartition("_")[2]]
+    assert recipe.train.total_steps(100) == steps and str(steps) in facts["length"]
+    assert recipe.train.optim.lr == (1e-3 if full else 5e-4)
+
+
+@pytest.mark.parametrize("size", ["b16", "l16"])
+def test_the_arms_of_the_ablations_are_named_and_can_be_set(size: str) -> None:
+    path = ROOT / "superclass" / f"{size}_512m.yaml"
+    (line,) = [line for line in path.read_text().splitlines() if line.startswith("# Tables 4-7")]
+    losses = "objective.loss=bce|asl|soft_margin|two_way"
+    assert losses in line and all(
+        text in line for text in ("labels.idf=none", "labels.mask_stop_words=true", "labels.tokenizer=word")
+    )
+    for loss in losses.partition("=")[2].split("|"):
+        load(path, **{"objective.loss": loss, "labels.idf": "none"})
+    load(path, **{"labels.mask_stop_words": True, "labels.tokenizer": "word"})

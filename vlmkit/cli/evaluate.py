@@ -27,19 +27,29 @@ def evaluate(
         typer.Option(
             "--tasks",
             "-t",
-            help="Repeatable. Towers: linear_probe, linear_probe_mae, few_shot, knn, zero_shot, finetune, caption, "
-            "label_report. VLMs: miniworld, llava:FILE.",
+            help="Separated by commas, or repeated. Towers: linear_probe, linear_probe_mae, few_shot, knn, zero_shot, "
+            "finetune, caption, label_report. VLMs: miniworld, llava:FILE.",
         ),
     ] = None,
     train_data: Annotated[
         str | None,
         typer.Option(
             "--train-data",
-            help="Labelled images to fit a probe on: folder:DIR, miniworld:train (caption: with captions).",
+            help="Towers: labelled images to fit a probe on, folder:DIR or miniworld:train (caption: with captions).",
         ),
     ] = None,
-    test_data: Annotated[str | None, typer.Option("--test-data", help="Labelled images a probe is scored on.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Images of a benchmark, at most.")] = None,
+    test_data: Annotated[
+        str | None, typer.Option("--test-data", help="Towers: images of the same kind that the probe is scored on.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Images at most: towers, of the training and of the test set, evenly spread; VLMs, of a benchmark, "
+            "its first.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions, or images, of one pass.")] = 128,
     device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto,
     as_json: JsonOption = False,
@@ -50,7 +60,8 @@ def evaluate(
     from vlmkit.pipelines import evaluate as pipeline
 
     settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value)
-    reports = {str(run): pipeline.evaluate(run, tasks or [], settings, RichProgress()) for run in runs}
+    names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
+    reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
     if as_json:
         print_json(
             {run: [row.as_dict() for report in of_run for row in report.rows] for run, of_run in reports.items()}

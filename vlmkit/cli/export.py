@@ -27,4 +27,5 @@ def export(
     """Write the vision tower of a run in open_clip's, transformers' (CLIPVisionModel) or timm's own layout."""
     from vlmkit.pipelines.export import export_run
 
-    print_note(f"Wrote {export_run(run, layout.value, out)} for {layout.value}.")
+    note = export_run(run, layout.value, out)
+    print_note(f"Wrote {out} for {layout.value}." + (f" {note}" if note else ""))

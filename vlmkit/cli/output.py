@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,13 +24,26 @@ err = Console(stderr=True, quiet=_silent)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()) -> None:
-    """A table with its notes below it; numbers are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, column in enumerate(columns):
+    """A table with its notes below it; numbers are aligned to the right, columns without content left out.
+
+    On a narrow screen cells are broken into lines, but never those of the first column, which names the rows.
+    """
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    filled = [index for index in range(len(columns)) if not rows or any(row[index] not in (None, "") for row in rows)]
+    for index in filled:
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(columns[index], justify="right" if numeric else "left", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if row[index] is None else str(row[index]) for index in filled))
     _out.print(table)
     for note in notes:
         _out.print(Text(f"  {note}", style="dim"))

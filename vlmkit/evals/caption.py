@@ -8,6 +8,7 @@ a pretrained language model.
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from vlmkit.evals.benchmarks import Benchmark, Question
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import BenchmarkOutcome, run_benchmark
 from vlmkit.evals.scoring import exact_match
-from vlmkit.evals.scoring.cider import CiderD
+from vlmkit.evals.scoring.cider import SCALE, CiderD
 from vlmkit.evals.short_training import train_briefly
 from vlmkit.models.compressors.base import legal_counts
 from vlmkit.models.llm import load_llm
@@ -139,7 +140,7 @@ def caption_benchmark(conversations: CaptionConversations) -> Benchmark:
         metric="cider",
         scoring="cider_d",
         score=CiderD(_all_references(conversations)).score,
-        aggregate=exact_match.aggregate,
+        aggregate=partial(exact_match.aggregate, span=SCALE),
     )
 
 

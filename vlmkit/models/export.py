@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from vlmkit.errors import UserError
+from vlmkit.models.open_clip_layout import CONFIG_NAME
 from vlmkit.models.vision_tower import VisionTower
 
 Layout = Literal["open_clip", "transformers", "timm"]
@@ -39,8 +42,8 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     """Write a plain ViT so that ``CLIPVisionModel.from_pretrained(DIRECTORY)`` loads it, with its image processor.
 
     Hidden states are equal: entry ``i`` of ``hidden_states`` holds the class token and then the patches after block
-    ``i - 1``. ``pooler_output`` is the class token; a tower with the pooling avg is the mean of
-    ``post_layernorm(last_hidden_state)`` over the patches. Raises UserError for towers that this layout cannot express.
+    ``i - 1``. ``pooler_output`` is the class token, whatever the tower's pooling (see :func:`reading_note`). Raises
+    UserError for towers that this layout cannot express.
     """
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -59,7 +62,8 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     with torch.device("meta"):
         model = CLIPVisionModel(config)
     model.load_state_dict(_transformers_state(tower), assign=True)
-    model.save_pretrained(directory)
+    with _no_progress_bar():
+        model.save_pretrained(directory)
     side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
     processor = CLIPImageProcessor(
         size={"shortest_edge": side},
@@ -68,6 +72,41 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
         image_std=preprocess["std"],
     )
     processor.save_pretrained(directory)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for every file it writes, be it one of a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def reading_note(tower: VisionTower, layout: Layout, model: str | Path) -> str | None:
+    """What a reader of ``layout`` must know of ``tower``, exported from the open_clip directory ``model``; or None.
+
+    transformers' ``CLIPVisionModel`` has no place for the pooling avg, and open_clip none for a model without a text
+    tower.
+    """
+    if layout == "transformers" and tower.pooling == "avg":
+        return (
+            "The feature of an image is the mean over its patches; pooler_output is an untrained class token. "
+            "With `outputs = model(pixel_values)`, use:\n\n"
+            "    model.post_layernorm(outputs.last_hidden_state)[:, 1:].mean(dim=1)"
+        )
+    described = json.loads((Path(model) / CONFIG_NAME).read_text(encoding="utf-8"))["model_cfg"]
+    if layout == "open_clip" and described["text_cfg"] == tower.config["model_cfg"]["text_cfg"]:
+        return (
+            "The text tower is a placeholder, untrained, that open_clip's loader needs: use encode_image alone. "
+            "For a text tower to match, train one on the frozen vision tower first (--objective lit)."
+        )
+    return None
 
 
 def _transformers_state(tower: VisionTower) -> dict[str, torch.Tensor]:

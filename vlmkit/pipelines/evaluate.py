@@ -80,10 +80,13 @@ def _benchmark(
             records_path=run.samples_dir / f"{benchmark.name}.jsonl",
             on_progress=report,
         )
+    notes = [f"{outcome.num_bad} samples could not be read and are not counted."] if outcome.num_bad else []
+    if settings.limit and settings.limit < len(benchmark.samples):
+        notes.append(f"The first {settings.limit} of {len(benchmark.samples)} samples (the limit).")
     return Report(
         f"{task} on {run.path}: {llm}, {vlm.config.num_visual_tokens} visual tokens ({vlm.config.compressor})",
         outcome.rows,
         ["family", outcome.rows[0].metric, "stderr", "questions"],
         [(row.family, f"{row.value:.3f}", f"{row.stderr:.3f}", row.num_samples) for row in outcome.rows],
-        [f"{outcome.num_bad} samples could not be read and are not counted."] if outcome.num_bad else [],
+        notes,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from json import loads
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,8 +35,8 @@ def run_grid(
     """Call ``run_cell(out / name, *arguments)`` for every cell, ``jobs`` at a time, and return the rows of all.
 
     The processors are shared equally among the jobs. ``total_steps`` of all cells together is what the progress counts
-    up to. Raises UserError naming the cells that failed, after the others have ended, and Interrupted when stopped (all
-    running cells are saved by then).
+    up to. Raises UserError naming the cells that failed, after the others have ended, or at once if a process was
+    killed; and Interrupted when stopped (all running cells are saved by then).
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     pool = ProcessPoolExecutor(
@@ -48,6 +49,11 @@ def run_grid(
         failures = _watch(futures, out, progress, on_cell)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped; the runs in {out} are saved and the same command goes on.", 2) from None
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"A process that trained a run in {out} was killed, perhaps for want of memory; the same command goes on "
+            "from the last checkpoints: give it fewer --jobs if memory was short."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if progress:

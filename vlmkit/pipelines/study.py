@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from vlmkit.config import PretrainRecipe, StudyRecipe
+from vlmkit.config import PretrainRecipe, StudyRecipe, arm_folder, at_equal_seconds, lit_on
 from vlmkit.data.sources import open_captions
 from vlmkit.errors import UserError
 from vlmkit.pipelines.evaluate import RANDOM_TOWER, EvalSettings, evaluate
-from vlmkit.pipelines.evaluate_tower import fitting_tasks
+from vlmkit.pipelines.evaluate_tower import WITHOUT_ROWS, check_data, fitting_tasks
 from vlmkit.pipelines.grid import OnCell, run_grid, scores
+from vlmkit.pipelines.plan import Plan
 from vlmkit.pipelines.pretrain import pretrain
 from vlmkit.recipe import vary
-from vlmkit.runs import RunDirectory
+from vlmkit.runs import RunDirectory, write_atomically
 from vlmkit.training.metrics import Progress
-
-EQUAL_SECONDS = "at equal seconds"
-LIT = "LiT on"
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,35 @@ class Score:
         return cls(statistics.fmean(values), spread, len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" +- {self.stderr:.3f}" if self.stderr is not None else "")
+        return f"{self.mean:.3f}" + (f" ± {self.stderr:.3f}" if self.stderr is not None else "")
 
 
 def cells(recipe: StudyRecipe) -> dict[str, Cell]:
     """The runs at equal data, by the name of their directory."""
     return _cells(recipe, {arm: dict(changes) for arm, changes in recipe.arms.items()})
+
+
+def planned_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
+    """All runs of the study; those at equal seconds with the samples of equal data, until the rates are measured."""
+    again = {at_equal_seconds(arm): recipe.arms[arm] for arm in recipe.equal_seconds}
+    return cells(recipe) | _cells(recipe, again) | lit_cells(recipe, out)
+
+
+def plan(recipe: StudyRecipe, out: Path) -> Plan:
+    """What the study would run. Raises UserError as :func:`study` does before its first run."""
+    _check_tasks(recipe)
+    runs = planned_cells(recipe, out)
+    steps = sum(_steps(cell.recipe) for cell in runs.values())
+    finished = sum(RunDirectory(out / name).finished for name in runs)
+    counted = "; those at equal seconds count as at equal data, until rates are measured" * bool(recipe.equal_seconds)
+    facts = [
+        ("study", str(out)),
+        ("runs", f"{len(runs)}: {len(recipe.all_arms)} arms, {len(recipe.seeds)} seeds each; {finished} are finished"),
+        ("steps", f"{steps} of all runs together{counted}"),
+        ("arms", ", ".join(recipe.all_arms)),
+        ("tasks", ", ".join(recipe.tasks)),
+    ]
+    return Plan("study", tuple(facts))
 
 
 def equal_seconds_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
@@ -66,9 +87,8 @@ def equal_seconds_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
     for arm, reference in recipe.equal_seconds.items():
         ratio = _rate(recipe, out, arm) / _rate(recipe, out, reference)
         run = cells(recipe)[_name(reference, recipe.seeds[0])].recipe
-        steps = run.train.total_steps(len(open_captions(run.data.train)))
-        samples = max(1, round(ratio * steps)) * run.train.global_batch_size
-        arms[f"{arm} {EQUAL_SECONDS}"] = {**recipe.arms[arm], "train.samples": samples}
+        samples = max(1, round(ratio * _steps(run))) * run.train.global_batch_size
+        arms[at_equal_seconds(arm)] = {**recipe.arms[arm], "train.samples": samples}
     return _cells(recipe, arms)
 
 
@@ -81,7 +101,7 @@ def lit_cells(recipe: StudyRecipe, out: Path) -> dict[str, Cell]:
         for name, cell in _cells(
             recipe,
             {
-                f"{LIT} {arm}": {
+                lit_on(arm): {
                     **recipe.arms[arm],
                     "objective.name": "lit",
                     "tower": {"name": str(out / _name(arm, seed))},
@@ -97,58 +117,74 @@ def study(
 ) -> dict[str, Cell]:
     """Run all cells in ``out``, ``jobs`` at a time, write ``out/study.md``, and return the cells.
 
-    What is finished is not done again. Raises UserError for a task that fits no arm, and as
+    What is finished is not done again; a study that stops early leaves the tables of what is there. Raises UserError
+    for a task that fits no arm or gives no scores and for one of two sets alone, and as
     :func:`~vlmkit.pipelines.grid.run_grid` does.
     """
     _check_tasks(recipe)
-    done: dict[str, Cell] = {}
+    done = planned_cells(recipe, out)
     for stage in (lambda: cells(recipe), lambda: equal_seconds_cells(recipe, out), lambda: lit_cells(recipe, out)):
         upcoming = stage()
-        if upcoming:
-            _run(recipe, upcoming, out, jobs, progress, on_cell)
         done |= upcoming
-    (out / "study.md").write_text(markdown(recipe, done, out), encoding="utf-8")
+        try:
+            if upcoming:
+                _run(recipe, upcoming, out, jobs, progress, on_cell)
+        finally:
+            write_atomically(out / "study.md", markdown(recipe, done, out))
     return done
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one task found: every arm against every attribute. Cells that have no result yet say so."""
+    """What one setting of a task found: every arm against every attribute. Cells without a result yet say so."""
 
-    task: str
+    title: str
     columns: list[str]
     lines: list[tuple[str, ...]]
 
 
 def tables(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> list[Table]:
-    """A table of every task of the study."""
-    return [_table(task, recipe, done, out) for task in recipe.tasks]
+    """A table of every setting of every task of the study."""
+    return [table for task in recipe.tasks for table in _tables(task, recipe, done, out)]
 
 
-def _table(task: str, recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> Table:
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+_Values = dict[tuple[str, str], dict[int, float]]
+"""By arm and attribute: what each seed scored."""
+
+
+def _tables(task: str, recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> list[Table]:
+    settings: dict[str, _Values] = defaultdict(lambda: defaultdict(dict))
     for name, cell in done.items():
         for row in scores(out / name):
             if row.benchmark == task:
                 setting = row.variant.removesuffix(RANDOM_TOWER).removesuffix(", ")
                 arm = RANDOM_TOWER if row.variant.endswith(RANDOM_TOWER) else cell.arm
-                values[arm][f"{row.family}, {setting}" if setting else row.family].append(row.value)
-    arms = [cell.arm for cell in done.values() if task in _tasks(recipe, cell)]
-    columns = list(dict.fromkeys(column for of_arm in values.values() for column in of_arm))
+                # Every arm has the random tower of its seed beside it: that of the first counts, once.
+                settings[setting][arm, row.family.replace("_", " ")].setdefault(cell.seed, row.value)
+    arms = list(dict.fromkeys(cell.arm for cell in done.values() if task in _tasks(recipe, cell)))
+    return [
+        _table(f"{task}, {setting}" if setting else task, arms, values, len(recipe.seeds))
+        for setting, values in (settings or {"": {}}).items()
+    ]
+
+
+def _table(title: str, arms: Sequence[str], values: _Values, num_seeds: int) -> Table:
+    columns = list(dict.fromkeys(attribute for _, attribute in values))
     lines = []
-    for arm in dict.fromkeys([*arms, *(arm for arm in values if arm == RANDOM_TOWER)]):
-        seeds = max((len(found) for found in values[arm].values()), default=0)
-        found = [str(Score.of(values[arm][column])) if values[arm][column] else "unfinished" for column in columns]
-        lines.append((arm, *found, str(seeds)))
-    return Table(task, ["arm", *columns, "seeds"], lines)
+    for arm in [*arms, *dict.fromkeys(arm for arm, _ in values if arm == RANDOM_TOWER)]:
+        found = [list(values.get((arm, column), {}).values()) for column in columns]
+        seeds = max(map(len, found), default=0)
+        cells_of_arm = [str(Score.of(of_column)) if of_column else "unfinished" for of_column in found]
+        lines.append((arm, *cells_of_arm, str(seeds) if seeds == num_seeds else f"{seeds} of {num_seeds}"))
+    return Table(title, ["arm", *columns, "seeds"], lines)
 
 
 def markdown(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> str:
     """The tables with their settings: samples, measured rate and training seconds of every arm."""
     cost_columns = ["arm", "samples", "batch", "samples/s (median)", "seconds"]
     parts = [
-        "Mean over seeds +- its standard error.",
-        *(f"`{table.task}`\n\n{_pipe(table.columns, table.lines)}" for table in tables(recipe, done, out)),
+        f"Mean over seeds ± its standard error. The {RANDOM_TOWER} is an untrained one like the first arm's.",
+        *(f"`{table.title}`\n\n{_pipe(table.columns, table.lines)}" for table in tables(recipe, done, out)),
         "What each arm was given, by the runs' own metrics (rates of runs that train beside others):",
         _pipe(cost_columns, [_cost(arm, done, out) for arm in dict.fromkeys(cell.arm for cell in done.values())]),
         "Settings:",
@@ -158,10 +194,14 @@ def markdown(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> str:
 
 
 def _check_tasks(recipe: StudyRecipe) -> None:
-    fitting = {task for cell in cells(recipe).values() for task in fitting_tasks(cell.recipe)}
-    if unfit := [task for task in recipe.tasks if task not in (fitting | {"zero_shot"} if recipe.lit else fitting)]:
+    check_data(recipe.tasks, _settings(recipe))
+    fitting = {task: None for cell in cells(recipe).values() for task in fitting_tasks(cell.recipe)}
+    if recipe.lit:
+        fitting["zero_shot"] = None
+    scored = [task for task in fitting if task not in WITHOUT_ROWS]
+    if unfit := [task for task in recipe.tasks if task not in scored]:
         raise UserError(
-            f"No arm of this study can be evaluated on {', '.join(unfit)}; tasks must be among {', '.join(fitting)}."
+            f"No arm of this study can be scored on {', '.join(unfit)}; tasks must be among {', '.join(scored)}."
         )
 
 
@@ -182,7 +222,16 @@ def _cells(
 
 
 def _name(arm: str, seed: int) -> str:
-    return f"{arm.replace(' ', '-')}-seed{seed}"
+    return f"{arm_folder(arm)}-seed{seed}"
+
+
+def _steps(recipe: PretrainRecipe) -> int:
+    """Optimizer steps of a run; its data are opened only where their number counts."""
+    return recipe.train.total_steps(len(open_captions(recipe.data.train)) if recipe.train.epochs else 0)
+
+
+def _settings(recipe: StudyRecipe) -> EvalSettings:
+    return EvalSettings(recipe.train_data, recipe.test_data, recipe.eval_samples)
 
 
 def _run(
@@ -193,10 +242,9 @@ def _run(
     progress: Progress | None,
     on_cell: OnCell | None,
 ) -> None:
-    settings = EvalSettings(recipe.train_data, recipe.test_data, recipe.eval_samples)
-    steps = [cell.recipe.train.total_steps(len(open_captions(cell.recipe.data.train))) for cell in upcoming.values()]
-    arguments = {name: (cell.recipe, _tasks(recipe, cell), settings) for name, cell in upcoming.items()}
-    run_grid(arguments, _run_cell, sum(steps), out, jobs, progress, on_cell)
+    steps = sum(_steps(cell.recipe) for cell in upcoming.values())
+    arguments = {name: (cell.recipe, _tasks(recipe, cell), _settings(recipe)) for name, cell in upcoming.items()}
+    run_grid(arguments, _run_cell, steps, out, jobs, progress, on_cell)
 
 
 def _run_cell(out: Path, recipe: PretrainRecipe, tasks: Sequence[str], settings: EvalSettings) -> None:
@@ -207,23 +255,31 @@ def _run_cell(out: Path, recipe: PretrainRecipe, tasks: Sequence[str], settings:
 
 
 def _rate(recipe: StudyRecipe, out: Path, arm: str) -> float:
-    return statistics.median(rate for seed in recipe.seeds for rate in _rates(out / _name(arm, seed)))
+    rates = [rate for seed in recipe.seeds for rate in _rates(out / _name(arm, seed))]
+    if not rates:
+        raise UserError(
+            f"The runs of the arm {arm!r} have logged no rate, which equal seconds are bought by; "
+            "lower train.log.every_steps, or leave the arm out of equal_seconds."
+        )
+    return statistics.median(rates)
 
 
-def _rates(run: Path) -> Iterable[float]:
-    """Samples per second of every logged step after the first, which pays for starting up."""
+def _rates(run: Path) -> list[float]:
+    """Samples per second of every logged step after the first, which pays for starting up, if there are others."""
     lines = [json.loads(line) for line in RunDirectory(run).metrics_path.read_text().splitlines()]
-    return [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line][1:]
+    rates = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
+    return rates[1:] or rates
 
 
 def _cost(arm: str, done: Mapping[str, Cell], out: Path) -> tuple[str, ...]:
     runs = {name: cell for name, cell in done.items() if cell.arm == arm}
-    train = next(iter(runs.values())).recipe.train
+    recipe = next(iter(runs.values())).recipe
+    batch = recipe.train.global_batch_size
     rates = [rate for name in runs if scores(out / name) for rate in _rates(out / name)]
     if not rates:
-        return arm, "", str(train.global_batch_size), "unfinished", ""
-    rate, samples = statistics.median(rates), train.samples or train.total_steps(0) * train.global_batch_size
-    return arm, str(samples), str(train.global_batch_size), f"{rate:.0f}", f"{samples / rate:.0f}"
+        return arm, "", str(batch), "unfinished", ""
+    rate, samples = statistics.median(rates), _steps(recipe) * batch
+    return arm, str(samples), str(batch), f"{rate:.0f}", f"{samples / rate:.0f}"
 
 
 def _pipe(columns: Iterable[str], lines: Iterable[tuple[str, ...]]) -> str:

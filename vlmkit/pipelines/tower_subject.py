@@ -12,7 +12,7 @@ from vlmkit.contracts import Source
 from vlmkit.data.samples import CaptionSample, LabelledSample
 from vlmkit.data.sources import LabelledSource, open_captions, open_labelled
 from vlmkit.evals.probes.features import AttributeSplit, probe_splits
-from vlmkit.evals.probes.result import PairedResult, ProbeResult
+from vlmkit.evals.probes.result import CEILING, CEILING_NOTE, PairedResult, ProbeResult
 from vlmkit.evals.progress import shown
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower, build_tower
@@ -24,6 +24,8 @@ from vlmkit.training.metrics import Progress
 TRAIN_DATA, TEST_DATA = "miniworld:train?scenes=5000", "miniworld:test?scenes=8000"
 RANDOM_TOWER = "random tower"
 """The ``variant`` of the rows of an untrained tower of the same shape, beside the run's own."""
+
+_CEILING = f"{CEILING_NOTE}: a random tower is right in {CEILING:.0%} or more; this tells nothing about pretraining."
 
 SampleT = TypeVar("SampleT")
 
@@ -41,11 +43,19 @@ class TowerSubject:
         self.test_data = settings.test_data or TEST_DATA
 
     def towers(self) -> dict[str, VisionTower]:
-        """The run's tower ("") and a random one of its shape, by the variant of their rows, on the device."""
+        """The run's tower ("") and a random one of its shape, by the variant of their rows, on the device.
+
+        The random one is drawn from the run's seed: over the seeds of a study, random towers vary as well.
+        """
         tower = build_tower(self.model_dir)
-        with seeded(0):
+        with seeded(self.recipe.seed):
             random_tower = VisionTower(tower.config)
         return {"": tower.to(self.device).eval(), RANDOM_TOWER: random_tower.to(self.device).eval()}
+
+    def limit_note(self, *sources: Source[Any]) -> list[str]:
+        """A sentence for a report on ``sources``, if the limit left out a part of any."""
+        cut = any(isinstance(source, _Evenly) for source in sources)
+        return [f"At most {self.settings.limit} images of each set, evenly spread (the limit)."] if cut else []
 
     @cached_property
     def train(self) -> LabelledSource:
@@ -95,6 +105,7 @@ class TowerSubject:
         self, title: str, task: str, scoring: str, pairs: Iterable[tuple[str, PairedResult]], notes: list[str]
     ) -> Report:
         """Rows and table of pairs, each with its setting of the task ("" where it has one setting only)."""
+        pairs = list(pairs)
         rows, table = [], []
         revision = f"{self.train.fingerprint}/{self.test.fingerprint}"
         for setting, pair in pairs:
@@ -102,12 +113,13 @@ class TowerSubject:
             rows.append(self.row(task, scoring, pair.trained, revision, setting))
             rows.append(self.row(task, scoring, pair.random, revision, beside))
             table.append(_line(setting, pair))
+        ceiling = [] if all(pair.informative for _, pair in pairs) else [_CEILING]
         return Report(
             f"{title} of {self.run.path} (trained on {self.train_data}, scored on {self.test_data})",
             rows,
-            ["attribute", "this tower", RANDOM_TOWER, "gain", "2 s.e.", "commonest class", "images", ""],
+            ["attribute", "tower", "random", "gain", "2 s.e.", "chance", "images", ""],
             table,
-            notes,
+            [*notes, *ceiling, *self.limit_note(self.train, self.test)],
         )
 
 
@@ -117,7 +129,7 @@ def _line(setting: str, pair: PairedResult) -> tuple[Any, ...]:
     return (
         f"{attribute}, {setting}" if setting else attribute,
         _accuracy(pair.trained),
-        _accuracy(pair.random),
+        f"{pair.random.accuracy:.3f}",
         f"{gain:+.3f}",
         f"{2 * stderr:.3f}",
         f"{pair.trained.chance:.3f}",

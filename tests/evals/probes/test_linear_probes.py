@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from vlmkit.data.samples import LabelledSample
 from vlmkit.errors import UserError
 from vlmkit.evals.probes import linear_mae
 from vlmkit.evals.probes.features import AttributeSplit, probe_splits
+from vlmkit.evals.probes.few_shot import few_shot
+from vlmkit.evals.probes.knn import nearest_neighbours
 from vlmkit.evals.probes.linear import logistic_regression
 from vlmkit.evals.probes.linear_mae import mae_linear_probe, train_heads
-from vlmkit.evals.probes.result import PairedResult, ProbeResult
+from vlmkit.evals.probes.result import PairedResult, Probe, ProbeResult
 
 
 def probe(tower: MeanColour, train: object, test: object, batch_size: int = 256) -> list[ProbeResult]:
@@ -49,7 +53,7 @@ def test_pair_marks_the_ceiling_and_gives_the_paired_gain() -> None:
     train, test = ColouredSquares(300, seed=0), ColouredSquares(200, seed=1)
     seeing, blind = probe(MeanColour(), train, test)[0], probe(MeanColour(blind=True), train, test)[0]
     both_see = PairedResult(seeing, seeing)
-    assert not both_see.informative and both_see.note == "ceiling: uninformative"
+    assert not both_see.informative and both_see.note == "ceiling"
     assert both_see.difference == (0.0, 0.0)
 
     pair = PairedResult(seeing, blind)
@@ -102,14 +106,38 @@ def clouds(size: int, noise: float, seed: int = 0) -> AttributeSplit:
 def test_lars_solves_a_separable_problem_whatever_the_scale_of_the_features() -> None:
     result = mae_linear_probe(clouds(600, noise=0.1))
     assert result.accuracy == 1.0
-    assert float(result.detail.removeprefix("base rate ")) in linear_mae.RATES
+    assert float(result.detail.removeprefix("rate ").removesuffix(", edge")) in linear_mae.RATES
 
 
 def test_lars_is_no_better_than_chance_on_noise() -> None:
     split = clouds(600, noise=0.1)
-    shuffled = np.random.default_rng(1).permutation(split.test_y)
-    result = mae_linear_probe(split_of(split.train_x, split.train_y, split.test_x, shuffled))
+    shuffled = np.random.default_rng(1).permutation(split.train_y)
+    result = mae_linear_probe(split_of(split.train_x, shuffled, split.test_x, split.test_y))
     assert result.accuracy == pytest.approx(1 / 3, abs=4 * result.stderr)
+
+
+def test_a_rate_at_the_edge_of_the_grid_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_mae, "EPOCHS", 20)
+    for rates, detail in [((1.0, 1e3), "rate 1000, edge"), ((1.0, 1e3, 1e-3), "rate 1000")]:
+        monkeypatch.setattr(linear_mae, "RATES", rates)
+        assert mae_linear_probe(clouds(600, noise=0.3)).detail == detail
+
+
+@pytest.mark.parametrize(
+    "probe_of", [logistic_regression, mae_linear_probe, partial(few_shot, shots=5), nearest_neighbours]
+)
+def test_nothing_is_chosen_by_the_test_labels(probe_of: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_mae, "EPOCHS", 20)
+    split = clouds(300, noise=0.7)
+    predicted = []
+    # Whether the prediction for an image is 0, 1 or 2: three labellings of the test set spell the predictions out.
+    for label in range(3):
+        result = probe_of(replace(split, test_y=np.full(300, label)))
+        predicted.append(result.correct)
+        assert result.detail == probe_of(split).detail
+    assert (np.sum(predicted, axis=0) == 1).all()
+    expected = np.take_along_axis(np.stack(predicted), split.test_y[None, None], axis=0)[0]
+    np.testing.assert_array_equal(probe_of(split).correct, expected)
 
 
 def test_a_head_does_not_depend_on_the_rates_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +163,12 @@ def test_one_step_is_that_of_lars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_mae, "EPOCHS", 1)
     monkeypatch.setattr(linear_mae, "WARMUP_EPOCHS", 0)
     rng = np.random.default_rng(0)
-    x, y = torch.from_numpy(rng.normal(size=(100, 6)).astype(np.float32)), torch.arange(100) % 3
+    # Features so small that the epsilon of the norm (MAE's, 1e-6) counts.
+    x, y = torch.from_numpy(1e-2 * rng.normal(size=(100, 6)).astype(np.float32)), torch.arange(100) % 3
     start = linear_mae.LinearHeads(1, 6, 3)
     head = train_heads(x, y, 3, [2.0])
     rate = 2.0 * 100 / 256
-    normed = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+    normed = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-6).sqrt()
     weight = start.weights[0].detach()
     error = (normed @ weight.T).softmax(1) - torch.eye(3)[y]
     gradient = error.T @ normed / 100

@@ -13,6 +13,8 @@ from vlmkit.evals.statistics import mean_and_stderr
 
 CEILING = 0.9
 """Accuracy of a random tower from which on an attribute tells nothing about pretraining."""
+CEILING_NOTE = "ceiling"
+"""What stands beside such an attribute."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class PairedResult:
     def difference(self) -> tuple[float, float]:
         """Accuracy gained over the random tower and the standard error of that gain, paired by image and run."""
         gain = self.trained.correct - self.random.correct
-        return float(gain.mean()), _stderr(gain)
+        return float(gain.mean()), _stderr(gain, span=2.0)
 
     @property
     def informative(self) -> bool:
@@ -91,10 +93,10 @@ class PairedResult:
 
     @property
     def note(self) -> str:
-        return self.trained.detail if self.informative else "ceiling: uninformative"
+        return self.trained.detail if self.informative else CEILING_NOTE
 
 
-def _stderr(scores: np.ndarray) -> float:
-    """Of the mean over all of ``scores`` [runs, m], whose runs share their images."""
-    _, of_images = mean_and_stderr(scores.mean(axis=0))
+def _stderr(scores: np.ndarray, span: float = 1.0) -> float:
+    """Of the mean over all of ``scores`` [runs, m], whose runs share their images and whose range is ``span`` wide."""
+    _, of_images = mean_and_stderr(scores.mean(axis=0), span)
     return math.hypot(of_images, mean_and_stderr(scores.mean(axis=1))[1]) if len(scores) > 1 else of_images

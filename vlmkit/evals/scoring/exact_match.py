@@ -18,7 +18,10 @@ def score(prediction: str, references: Sequence[str]) -> float:
     return float(any(predicted == normalise(reference) for reference in references))
 
 
-def aggregate(scores: Sequence[float]) -> dict[str, float]:
-    """``mean``, ``count`` and ``stderr`` (standard error of the mean) of the scores of one family."""
-    mean, stderr = mean_and_stderr(scores)
+def aggregate(scores: Sequence[float], span: float = 1.0) -> dict[str, float]:
+    """``mean``, ``count`` and ``stderr`` (standard error of the mean) of the scores of one family.
+
+    ``span`` is the width of the range that scores can lie in.
+    """
+    mean, stderr = mean_and_stderr(scores, span)
     return {"mean": mean, "count": len(scores), "stderr": stderr}

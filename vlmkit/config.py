@@ -182,6 +182,14 @@ class LabelConfig(Section):
         None, description="Samples after which running counts no longer change; null: never."
     )
 
+    @model_validator(mode="after")
+    def _only_running_counts_freeze(self) -> LabelConfig:
+        if self.idf_frozen_after is not None and self.idf != "running":
+            raise ValueError(
+                f"idf_frozen_after is for idf running, whose counts change; leave it out where idf is {self.idf}"
+            )
+        return self
+
 
 class PretrainRecipe(Section):
     """``vlmkit pretrain-superclass``: captions in, a vision tower out."""

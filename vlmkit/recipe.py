@@ -19,8 +19,18 @@ from vlmkit import registry
 from vlmkit.config import EMBEDDED_VLM, RECIPES, LLMConfig, Section
 from vlmkit.errors import UserError
 
-RESUME_MAY_DIFFER = {"log", "checkpoint", "num_workers", "steps", "samples", "epochs", "eval_every_steps"}
-"""Keys that may change between a run and its resumption: none of them changes what is computed at a step."""
+RESUME_MAY_DIFFER = {
+    "log",
+    "checkpoint",
+    "num_workers",
+    "micro_batch_size",
+    "steps",
+    "samples",
+    "epochs",
+    "eval_every_steps",
+}
+"""Keys that may change between a run and its resumption: none of them changes what is computed at a step, but for the
+rounding of sums that other micro-batches add up in another order."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

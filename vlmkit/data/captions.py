@@ -16,8 +16,6 @@ from vlmkit.data.images import EvalTransform, TrainTransform, decode_image
 from vlmkit.data.order import stable_hash
 from vlmkit.data.samples import BadSample, CaptionSample
 
-CaptionTokenizer = ClipTokenizer  # the old name, until pipelines/pretrain.py uses the new one
-
 PAD_LABEL = -1
 """Fills up rows of ``label_ids``; no token has this id."""
 

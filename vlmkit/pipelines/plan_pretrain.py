@@ -17,6 +17,7 @@ from vlmkit.tasks.build import needs, parts_of
 def plan(recipe: PretrainRecipe, out: Path) -> Plan:
     """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
     source = open_captions(recipe.data.train)
+    held_out = open_captions(recipe.data.val) if recipe.data.val else None
     classes = num_labels(recipe.labels) if "label_ids" in needs(recipe.objective) else 0
     with torch.device("meta"):
         parts = parts_of(recipe, classes)
@@ -34,7 +35,7 @@ def plan(recipe: PretrainRecipe, out: Path) -> Plan:
         ("objective", f"{_objective(recipe)}; {heads}"),
         ("tower", f"{described}, {tower.image_size} px, grid {tower.grid}, pooling {tower.pooling}"),
         ("data", f"{recipe.data.train}: {len(source)} images with captions"),
-        ("held out", recipe.data.val or "none"),
+        ("held out", f"{recipe.data.val}: {len(held_out)} images with captions" if held_out else "none"),
         ("length", length(recipe.train, len(source))),
         (
             "memory",

@@ -10,6 +10,9 @@ from tokenizers import Tokenizer
 from vlmkit.data.caption_tokenizers.base import TOKENIZER_FILE, CaptionTokenizer
 from vlmkit.errors import UserError
 
+_KINDS = frozenset({"wordpiece", "sentencepiece", "unigram", "bpe", "wordlevel"})
+"""What people call tokenizers by, and no file of one."""
+
 
 class FileTokenizer(CaptionTokenizer):
     """A tokenizer as its ``tokenizer.json`` describes it, fed with repaired captions."""
@@ -30,6 +33,11 @@ class FileTokenizer(CaptionTokenizer):
         if path.is_absolute() or path.suffix == ".json" or name.startswith((".", "~")) or name.count(os.sep) > 1:
             raise UserError(
                 f"There is no tokenizer file at {path}; give a tokenizer.json, a directory that holds one, or a hub id."
+            )
+        if name.lower() in _KINDS:
+            raise UserError(
+                f"{name} is a kind of tokenizer, not a tokenizer; give the path of a tokenizer.json, or a hub id such "
+                "as google-bert/bert-base-uncased."
             )
         return cls(_from_hub(name), context_length)
 

@@ -170,6 +170,12 @@ class LabelConfig(Section):
     )
     vocab_size: Positive = Field(40_000, description="Most frequent words kept by the word tokenizer.")
     context_length: Positive = Field(77, description="Caption tokens read, special ids included.")
+    mask_special_ids: bool = Field(
+        True,
+        description="Leave start, end, padding and unknown ids out of the labels, which the reference code does not; "
+        "false: labels hold what the tokenizer adds or cannot name, and of clip also the padding id 0 (the token `!`) "
+        "where the caption is shorter than the context, as there.",
+    )
     mask_stop_words: bool = Field(False, description="Leave common English function words out of the labels.")
     min_captions: int = Field(0, ge=0, description="Leave tokens of fewer captions of the corpus out of the labels.")
     idf: Literal["running", "corpus", "none"] = Field(

@@ -68,6 +68,7 @@ def _objective(recipe: PretrainRecipe) -> str:
 
 
 def _labels(labels: LabelConfig, classes: int) -> str:
-    masks = ["stop words masked"] * labels.mask_stop_words
+    masks = ["special ids kept"] * (not labels.mask_special_ids)
+    masks += ["stop words masked"] * labels.mask_stop_words
     masks += [f"tokens of fewer than {labels.min_captions} captions masked"] * (labels.min_captions > 0)
     return ", ".join([f"{classes} tokens ({labels.tokenizer})", f"IDF {labels.idf}", *masks])

@@ -20,7 +20,7 @@ class FileTokenizer(CaptionTokenizer):
     kind = "file"
 
     @classmethod
-    def open(cls, name: str, context_length: int) -> FileTokenizer:
+    def open(cls, name: str, context_length: int, keep_special: bool = False) -> FileTokenizer:
         """Read a ``tokenizer.json``, a directory that holds one, or the one of a hub id (cached files do offline).
 
         Raises UserError where there is none or it cannot be read.
@@ -29,7 +29,7 @@ class FileTokenizer(CaptionTokenizer):
         if path.is_dir():
             path = path / TOKENIZER_FILE
         if path.is_file():
-            return cls(read_tokenizer(path), context_length)
+            return cls(read_tokenizer(path), context_length, keep_special)
         if path.is_absolute() or path.suffix == ".json" or name.startswith((".", "~")) or name.count(os.sep) > 1:
             raise UserError(
                 f"There is no tokenizer file at {path}; give a tokenizer.json, a directory that holds one, or a hub id."
@@ -39,7 +39,7 @@ class FileTokenizer(CaptionTokenizer):
                 f"{name} is a kind of tokenizer, not a tokenizer; give the path of a tokenizer.json, or a hub id such "
                 "as google-bert/bert-base-uncased."
             )
-        return cls(_from_hub(name), context_length)
+        return cls(_from_hub(name), context_length, keep_special)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

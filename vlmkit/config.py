@@ -151,6 +151,12 @@ class AugmentConfig(Section):
     color_jitter_prob: Fraction = Field(0.8, description="Probability of the color jitter, where it is on.")
     grayscale_prob: Fraction = Field(0.0, description="Probability of turning an image gray.")
 
+    @property
+    def off(self) -> bool:
+        """Whether every image looks the same each time."""
+        jitters = self.color_jitter is not None and self.color_jitter_prob > 0
+        return self.crop_scale == (1.0, 1.0) and not (self.flip or jitters or self.grayscale_prob)
+
 
 class DataConfig(Section):
     """Where samples come from. A source is written KIND:WHERE, e.g. miniworld:train, wds:shards/*.tar, llava:a.json."""
@@ -207,6 +213,11 @@ class PretrainRecipe(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     labels: LabelConfig = LabelConfig()
+    feature_cache: bool = Field(
+        True,
+        description="Run a frozen tower (lit) once, where augmentation is off, and keep its features on disk.",
+    )
+    cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
     train: TrainConfig = TrainConfig(
         samples=48_000,
         global_batch_size=32,

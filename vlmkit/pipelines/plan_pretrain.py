@@ -10,6 +10,7 @@ from vlmkit.config import LabelConfig, PretrainRecipe
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
 from vlmkit.data.sources import open_captions
 from vlmkit.models.vision_tower import VisionTower
+from vlmkit.pipelines.frozen_features import cache_bytes, why_uncached
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.tasks.build import needs, parts_of
 
@@ -44,6 +45,8 @@ def plan(recipe: PretrainRecipe, out: Path) -> Plan:
     ]
     if classes:
         facts.insert(3, ("labels", _labels(recipe.labels, classes)))
+    if frozen:
+        facts.insert(3, ("features", _features(recipe, len(source), tower.width)))
     obstacle = None
     if needed > available:
         obstacle = (
@@ -60,6 +63,13 @@ def num_labels(labels: LabelConfig) -> int:
     if labels.tokenizer == "word":
         return labels.vocab_size + 1
     return FileTokenizer.open(labels.tokenizer, labels.context_length).vocab_size
+
+
+def _features(recipe: PretrainRecipe, num_samples: int, width: int) -> str:
+    reason = why_uncached(recipe, num_samples, width)
+    if reason is not None:
+        return f"computed in every step: {reason}"
+    return f"computed once and kept on disk, {gigabytes(cache_bytes(num_samples, width))}"
 
 
 def _objective(recipe: PretrainRecipe) -> str:

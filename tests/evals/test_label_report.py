@@ -76,9 +76,9 @@ def test_without_weights_there_are_no_lists_of_weights() -> None:
     assert {row.weight for row in report.frequent} == {None}
 
 
-def test_equal_tokens_are_listed_by_id() -> None:
+def test_equal_tokens_are_listed_by_falling_id() -> None:
     report = label_report(source(("never hat",), ("dog cat",)), tokenizer(), SETTINGS, torch.ones(8))
-    assert [row.id for row in report.frequent] == [row.id for row in report.weights_low] == [4, 5, 6, 7]
+    assert [row.id for row in report.frequent] == [row.id for row in report.weights_low] == [7, 6, 5, 4]
 
 
 def test_the_heaviest_are_common_enough_and_of_equal_ones_the_more_common_come_first() -> None:
@@ -93,7 +93,7 @@ def test_special_ids_that_are_kept_are_labels_but_no_words() -> None:
     kept = LabelTokenizer(FileTokenizer(tokenizer().tokenizer._tokenizer, SETTINGS.context_length, keep_special=True))
     report = label_report(source(("cat dog",), ("cat hat hat hat",)), kept, SETTINGS)
     assert report.labels_histogram == [0, 0, 0, 0, 2] and report.num_classes == 8
-    assert [row.text for row in report.frequent][:3] == ["<s>", "</s>", "cat"]
+    assert [row.text for row in report.frequent][:3] == ["cat", "</s>", "<s>"]
     assert report.tokens_labelled == pytest.approx(5 / 6)
 
 

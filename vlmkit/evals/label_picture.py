@@ -37,7 +37,7 @@ def draw_labels(report: LabelReport, path: Path) -> None:
         colours = [_ORANGE] * len(heavy) + [_BLUE] * len(light)
         _draw_bars(panels[2], heavy + light, [row.weight or 0.0 for row in heavy + light], colours)
         panels[2].set(
-            title=f"heaviest labels (in {report.heavy_captions} captions or more) and lightest",
+            title=f"heaviest (in {report.heavy_captions}+ captions) and lightest",
             xlabel="weight (inverse document frequency)",
         )
     figure.suptitle(

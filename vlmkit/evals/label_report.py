@@ -55,7 +55,8 @@ class LabelReport(_Frozen):
     ``tokens_labelled``: of the tokens of all captions, with repetitions and before any cut, the share that is a label;
     what the tokenizer adds to a caption does not count. ``frequent``, ``weights_low`` and ``weights_high`` list the
     tokens seen: the most common, the lightest and the heaviest first, these only if ``heavy_captions`` captions or
-    more hold them; of equal ones the more common first. Both lists of weights are empty where all labels weigh alike.
+    more hold them; of equal ones the more common first, then the larger id (of merges the later, of longer texts). Both
+    lists of weights are empty where all labels weigh alike.
     """
 
     settings: LabelConfig
@@ -184,9 +185,9 @@ class _Tally:
         return self._tokenizer.tokenizer.readable_texts()
 
     def first(self, keys: np.ndarray, weights: np.ndarray | None, captions: int = 1) -> list[TokenRow]:
-        """The labels seen in that many captions whose keys [V] are smallest; equal ones by frequency, then by id."""
+        """The labels seen in that many captions whose keys [V] are smallest, in the report's order."""
         seen = self.seen(captions)
-        order = np.lexsort((seen, -self.document_frequency[seen], keys[seen]))
+        order = np.lexsort((-seen, -self.document_frequency[seen], keys[seen]))
         shares = self.document_frequency / len(self.labels_per_caption)
         return [
             TokenRow(

@@ -90,6 +90,13 @@ def test_a_resolved_recipe_reads_back_equal(command: str, tmp_path: Path) -> Non
     assert parse_recipe(command, load_yaml(path), origin="file") == resolved
 
 
+def test_sections_that_are_given_stay_as_they_are() -> None:
+    section = {"steps": 9, "optim": {"lr": 0.1}}
+    resolved = load_recipe("pretrain-superclass", None, {"train": section, "train.steps": 2, "train.optim.lr": 0.2})
+    assert isinstance(resolved, PretrainRecipe) and (resolved.train.steps, resolved.train.optim.lr) == (2, 0.2)
+    assert section == {"steps": 9, "optim": {"lr": 0.1}}
+
+
 def test_only_what_changes_the_result_blocks_a_resume() -> None:
     before = load_recipe("pretrain-superclass", None, {"train.steps": 10})
     harmless = {"train.steps": 20, "train.num_workers": 2, "train.log.every_steps": 1, "train.checkpoint.keep": 5}

@@ -6,6 +6,7 @@ error that names the nearest key.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise UserError(f"{dotted} cannot be set: {parent} is a value, not a section.")
         node = child
-    node[last] = value
+    node[last] = copy.deepcopy(value)  # a later key may go into it, and must not reach the caller's
 
 
 def _number(value: Any) -> Any:

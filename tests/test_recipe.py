@@ -52,6 +52,8 @@ def test_nested_sections_keep_the_defaults_of_their_command() -> None:
         ({"train.steps": 5, "train.epochs": 1}, ["exactly one of steps, samples, epochs"]),
         ({"train.global_batch_size": 6, "train.micro_batch_size": 4}, ["no multiple"]),
         ({"labels.idf": "sometimes"}, ["labels.idf", "running"]),
+        ({"labels.idf": "corpus", "labels.idf_frozen_after": 9}, ["idf_frozen_after is for idf running", "corpus"]),
+        ({"labels.idf": "none", "labels.idf_frozen_after": 9}, ["idf_frozen_after is for idf running", "none"]),
         ({"data.max_bad_fraction": 2}, ["data.max_bad_fraction"]),
         ({"train.optim.schedule": "linear"}, ["train.optim.schedule", "cosine"]),
     ],
@@ -95,9 +97,17 @@ def test_a_resolved_recipe_reads_back_equal(command: str, tmp_path: Path) -> Non
     assert parse_recipe(command, load_yaml(path), origin="file") == resolved
 
 
+def test_sections_that_are_given_stay_as_they_are() -> None:
+    section = {"steps": 9, "optim": {"lr": 0.1}}
+    resolved = load_recipe("pretrain-superclass", None, {"train": section, "train.steps": 2, "train.optim.lr": 0.2})
+    assert isinstance(resolved, PretrainRecipe) and (resolved.train.steps, resolved.train.optim.lr) == (2, 0.2)
+    assert section == {"steps": 9, "optim": {"lr": 0.1}}
+
+
 def test_only_what_changes_the_result_blocks_a_resume() -> None:
     before = load_recipe("pretrain-superclass", None, {"train.steps": 10})
     harmless = {"train.steps": 20, "train.num_workers": 2, "train.log.every_steps": 1, "train.checkpoint.keep": 5}
+    harmless["train.micro_batch_size"] = 8
     assert resume_conflicts(before, load_recipe("pretrain-superclass", None, harmless)) == []
     other = load_recipe("pretrain-superclass", None, {"train.steps": 10, "train.optim.lr": 0.5, "seed": 1})
     assert resume_conflicts(before, other) == ["seed: 0 -> 1", "train.optim.lr: 0.0016 -> 0.5"]

@@ -158,6 +158,12 @@ class AugmentConfig(Section):
     color_jitter_prob: Fraction = Field(0.8, description="Probability of the color jitter, where it is on.")
     grayscale_prob: Fraction = Field(0.0, description="Probability of turning an image gray.")
 
+    @property
+    def off(self) -> bool:
+        """Whether every image looks the same each time."""
+        jitters = self.color_jitter is not None and self.color_jitter_prob > 0
+        return self.crop_scale == (1.0, 1.0) and not (self.flip or jitters or self.grayscale_prob)
+
 
 class DataConfig(Section):
     """Where samples come from. A source is written KIND:WHERE, e.g. miniworld:train, wds:shards/*.tar, llava:a.json."""
@@ -177,6 +183,12 @@ class LabelConfig(Section):
     )
     vocab_size: Positive = Field(40_000, description="Most frequent words kept by the word tokenizer.")
     context_length: Positive = Field(77, description="Caption tokens read, special ids included.")
+    mask_special_ids: bool = Field(
+        True,
+        description="Leave start, end, padding and unknown ids out of the labels, which the reference code does not; "
+        "false: labels hold what the tokenizer adds or cannot name, and of clip also the padding id 0 (the token `!`) "
+        "where the caption is shorter than the context, as there.",
+    )
     mask_stop_words: bool = Field(False, description="Leave common English function words out of the labels.")
     min_captions: int = Field(0, ge=0, description="Leave tokens of fewer captions of the corpus out of the labels.")
     idf: Literal["running", "corpus", "none"] = Field(
@@ -189,6 +201,14 @@ class LabelConfig(Section):
         None, description="Samples after which running counts no longer change; null: never."
     )
 
+    @model_validator(mode="after")
+    def _only_running_counts_freeze(self) -> LabelConfig:
+        if self.idf_frozen_after is not None and self.idf != "running":
+            raise ValueError(
+                f"idf_frozen_after is for idf running, whose counts change; leave it out where idf is {self.idf}"
+            )
+        return self
+
 
 class PretrainRecipe(Section):
     """``vlmkit pretrain-superclass``: captions in, a vision tower out."""
@@ -200,6 +220,11 @@ class PretrainRecipe(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     labels: LabelConfig = LabelConfig()
+    feature_cache: bool = Field(
+        True,
+        description="Run a frozen tower (lit) once, where augmentation is off, and keep its features on disk.",
+    )
+    cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
     train: TrainConfig = TrainConfig(
         samples=48_000,
         global_batch_size=32,

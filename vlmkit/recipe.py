@@ -6,6 +6,7 @@ error that names the nearest key.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,18 @@ from vlmkit import registry
 from vlmkit.config import EMBEDDED_VLM, RECIPES, LLMConfig, Section
 from vlmkit.errors import UserError
 
-RESUME_MAY_DIFFER = {"log", "checkpoint", "num_workers", "steps", "samples", "epochs", "eval_every_steps"}
-"""Keys that may change between a run and its resumption: none of them changes what is computed at a step."""
+RESUME_MAY_DIFFER = {
+    "log",
+    "checkpoint",
+    "num_workers",
+    "micro_batch_size",
+    "steps",
+    "samples",
+    "epochs",
+    "eval_every_steps",
+}
+"""Keys that may change between a run and its resumption: none of them changes what is computed at a step, but for the
+rounding of sums that other micro-batches add up in another order."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise UserError(f"{dotted} cannot be set: {parent} is a value, not a section.")
         node = child
-    node[last] = value
+    node[last] = copy.deepcopy(value)  # a later key may go into it, and must not reach the caller's
 
 
 def _number(value: Any) -> Any:

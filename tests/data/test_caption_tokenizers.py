@@ -28,6 +28,8 @@ from vlmkit.data.caption_tokenizers import (
     build_label_tokenizer,
     load_label_tokenizer,
 )
+from vlmkit.data.corpus import count_corpus
+from vlmkit.data.miniworld import MiniWorld
 from vlmkit.data.samples import CaptionSample
 from vlmkit.errors import UserError
 
@@ -112,6 +114,13 @@ def test_repair_takes_no_short_cut_that_shows() -> None:
 def test_equals_open_clip_on_awkward_random_and_mixed_texts(peer: Any, context_length: int, count: int) -> None:
     texts = AWKWARD + _random_texts(count) + _mixed_captions(count // 2)
     assert_equal_ids(texts, ClipTokenizer(context_length), peer)
+
+
+def test_equals_open_clip_on_captions_of_the_embedded_world(clip: ClipTokenizer, peer: Any) -> None:
+    world = MiniWorld("train", 2700)
+    texts = [caption for index in range(len(world)) for caption in world.captions(index)]
+    assert len(set(texts)) > 7900, "with the texts above, 10,000 that differ"
+    assert_equal_ids(texts, clip, peer)
 
 
 def test_equals_open_clip_on_real_captions(clip: ClipTokenizer, peer: Any, shared_data: Path) -> None:
@@ -273,7 +282,8 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "message"),
     [
         ("no/such-tokenizer", "cannot be had here"),
-        ("wordpiece", "cannot be had here"),
+        ("wordpiece", "is a kind of tokenizer.*tokenizer.json, or a hub id such as"),
+        ("SentencePiece", "is a kind of tokenizer"),
         ("/no/such/folder", "There is no tokenizer file"),
         ("gone.json", "There is no tokenizer file"),
     ],
@@ -320,8 +330,61 @@ def test_rare_tokens_are_masked(tmp_path: Path) -> None:
     labels = build_label_tokenizer(LabelConfig(tokenizer="word", min_captions=2), WORDS, tmp_path)
     kept = {labels.tokenizer.texts()[token] for token in np.flatnonzero(labels.is_label)}
     assert kept == {"the", "cat", "a", "dog", "strasse"}  # zebra stands twice, but in one caption
-    with pytest.raises(UserError, match=r"lower labels\.min_captions"):
-        build_label_tokenizer(LabelConfig(tokenizer="word", min_captions=3), WORDS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("masks", "named"),
+    [
+        ({"min_captions": 3}, "after labels.mask_special_ids and labels.min_captions=3;"),
+        ({"vocab_size": 1, "mask_stop_words": True}, "after labels.mask_special_ids and labels.mask_stop_words;"),
+    ],
+)
+def test_masks_that_leave_nothing_are_named(masks: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=named):
+        build_label_tokenizer(LabelConfig(tokenizer="word", **masks), WORDS, tmp_path)
+
+
+def reference_labels(captions: list[str], context_length: int, peer: Any) -> list[list[int]]:
+    """Labels as in the reference code: all ids of the padded row, start, end and padding included."""
+    return [sorted(set(row)) for row in peer(captions, context_length).tolist()]
+
+
+def test_kept_special_ids_are_labels_as_in_the_reference_code(peer: Any, tmp_path: Path) -> None:
+    config = LabelConfig(context_length=6, mask_special_ids=False)
+    labels = build_label_tokenizer(config, WORDS, tmp_path)
+    captions = ["a cat", "a cat and a dog and a hat", "four words and no"]  # the last two fill the context
+    expected = reference_labels(captions, 6, peer)
+    assert [labels.bag(caption).tolist() for caption in captions] == expected
+    assert [0 in bag for bag in expected] == [True, False, False]
+    masked = build_label_tokenizer(LabelConfig(context_length=6), WORDS, tmp_path)
+    assert labels.is_label.all() and labels.fingerprint != masked.fingerprint
+    (tmp_path / "saved").mkdir()
+    labels.save(tmp_path / "saved")
+    loaded = load_label_tokenizer(tmp_path / "saved")
+    assert loaded.fingerprint == labels.fingerprint and loaded.bag("a cat").tolist() == expected[0]
+    counts = count_corpus(WORDS, labels.tokenizer, tmp_path)
+    start, end = sorted(labels.tokenizer.special_ids)
+    assert counts.document_frequency[[start, end]].tolist() == [counts.num_documents] * 2
+    assert count_corpus(WORDS, masked.tokenizer, tmp_path).document_frequency[[start, end]].tolist() == [0, 0]
+
+
+def test_kept_special_ids_of_words_and_files(tmp_path: Path) -> None:
+    words = build_label_tokenizer(LabelConfig(tokenizer="word", mask_special_ids=False), WORDS, tmp_path)
+    assert 0 in words.bag("the unheard-of") and 0 not in words.bag("the cat")
+    wordpiece().save(str(tmp_path / "tokenizer.json"))
+    pieces = build_label_tokenizer(LabelConfig(tokenizer=str(tmp_path), mask_special_ids=False), WORDS, tmp_path)
+    assert pieces.bag("the cat").tolist() == [2, 3, 4, 5]
+
+
+def test_reports_call_tokens_by_names_that_tell_them_apart(clip: ClipTokenizer, peer: Any) -> None:
+    names = clip.readable_texts()
+    tokens = ("a</w>", "a", "'s</w>", "æĿ±", "äº", "¢</w>", "Ġ</w>")
+    expected = ["a", "a-", "'s", "東-", "<0xE4><0xBA>-", "<0xA2>", "Ġ</w>"]
+    assert [names[peer.encoder[token]] for token in tokens] == expected
+    assert names[49406] == "<start_of_text>"
+    pieces = FileTokenizer(wordpiece(), 77).readable_texts()
+    assert pieces[1:10] == ["[UNK]", "[CLS]", "[SEP]", "the", "cat", "sit", "-s", "-ting", "in"]
+    assert FileTokenizer(unigram(), 77).readable_texts() == ["<pad>", "<unk>", "▁", "the", "cat", "-s", "Cat"]
 
 
 @pytest.mark.parametrize("kind", ["clip", "word", "file"])

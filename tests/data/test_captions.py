@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from vlmkit.config import AugmentConfig
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.captions import PAD_LABEL, CaptionItem, CaptionLoader, collate_captions
+from vlmkit.data.feature_cache import open_feature_cache
 from vlmkit.data.images import BadImage, EvalTransform, decode_image
 from vlmkit.data.samples import BadSample, CaptionSample
 
@@ -73,6 +76,36 @@ def test_labels_and_text_are_of_one_caption_and_the_same_whatever_is_asked_for(
 def test_without_augmentation_images_are_those_of_evaluation(clip: ClipTokenizer) -> None:
     item = CaptionLoader(Captions([CaptionSample(PICTURE, ("a",))]), 16, text=clip)(0, 3)
     assert torch.equal(item.image, EvalTransform(16)(decode_image(PICTURE)))
+
+
+class Unread(Captions):
+    """Gives captions alone."""
+
+    def captions_only(self, index: int) -> tuple[str, ...]:
+        return super().__getitem__(index).captions
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("the image was read")
+
+
+def test_cached_features_stand_in_for_images_with_the_same_captions(clip: ClipTokenizer) -> None:
+    captions = tuple(f"thing number {number}" for number in range(5))
+    samples = [CaptionSample(PICTURE, captions), CaptionSample(PICTURE, ("&nbsp;",)), CaptionSample(b"", captions)]
+    source = Captions(samples)
+    cache = open_feature_cache(
+        source, lambda pixels: pixels.float().mean((2, 3)), 16, {}, 1e9, preprocessing="crop", dtype=torch.float32
+    )
+    cached, plain = CaptionLoader(Unread(samples), 16, text=clip, features=cache), CaptionLoader(source, 16, text=clip)
+    items = [(cached(0, epoch), plain(0, epoch)) for epoch in range(8)]
+    assert all((mine.text == theirs.text).all() for mine, theirs in items)  # type: ignore[union-attr]
+    batch = collate_captions([mine for mine, _ in items])
+    assert set(batch) == {"image_features", "text_ids"}
+    expected = collate_captions([theirs for _, theirs in items])["pixel_values"].float().mean((2, 3))
+    assert torch.equal(batch["image_features"], expected)
+    for index in (1, 2):
+        for load in (cached, plain):
+            with pytest.raises(BadSample):
+                load(index, 0)
 
 
 @pytest.mark.parametrize("asked", ["labels", "text"])

@@ -16,7 +16,8 @@ from vlmkit.data import feature_cache
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, cache_root, open_feature_cache
-from vlmkit.data.samples import BadSample, ConversationSample, Turn
+from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
 
 
 class Memory:
@@ -121,6 +122,33 @@ def test_bad_images_stay_bad() -> None:
 def test_a_source_without_images_has_an_empty_cache() -> None:
     cache = build(Memory(length=1))
     assert cache is not None and cache[0] is None
+
+
+class Pictures(list[CaptionSample]):
+    fingerprint = "pictures"
+
+
+def test_captions_keep_one_exact_vector_a_cropped_image() -> None:
+    rng = np.random.default_rng(0)
+    source = Pictures(CaptionSample(rng.integers(0, 256, (12, 20, 3), np.uint8), ("a",)) for _ in range(3))
+    source.append(CaptionSample(b"broken", ("a",)))
+    crop = EvalTransform(8)
+
+    def vectors(pixels: torch.Tensor) -> torch.Tensor:
+        return means(pixels)[..., 0] / 3
+
+    cache = open_feature_cache(source, vectors, 8, {}, 1e9, preprocessing="crop", dtype=torch.float32)
+    assert cache is not None
+    for copy in (cache, pickle.loads(pickle.dumps(cache))):
+        for index in range(3):
+            features = copy[index]
+            assert features is not None and features.dtype == torch.float32
+            assert torch.equal(features, vectors(crop(decode_image(source[index].image))[None]))
+        with pytest.raises(BadSample, match="sample 3"):
+            copy[3]
+    padded = open_feature_cache(source, vectors, 8, {}, 1e9, dtype=torch.float32)
+    assert padded is not None and padded.directory != cache.directory
+    assert open_feature_cache(source, vectors, 8, {}, 1e9, preprocessing="crop").directory != cache.directory  # type: ignore[union-attr]
 
 
 def test_loader_gives_cached_features_or_pixels_with_the_same_text() -> None:

@@ -1,7 +1,9 @@
-"""Recipes of a few seconds, for tests of whole runs."""
+"""Recipes of a few seconds, for tests of whole runs, and what ends such runs early."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,31 @@ TRAIN = {
     "log": {"every_steps": 1},
     "checkpoint": {"every_steps": 2},
 }
+
+
+class Crash(Exception):
+    """What a run dies of."""
+
+
+class CrashAt:
+    """A progress display that ends the run after a step, without the checkpoint that a signal would leave."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def start(self, total_steps: int, step: int, description: str) -> None: ...
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self._step:
+            raise Crash
+
+    def finish(self) -> None: ...
+
+
+def metrics_of(run: Path, name: str) -> list[float]:
+    """The values of a metric in a run's metrics.jsonl, in order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
 
 
 def pretrain_recipe(**overrides: Any) -> PretrainRecipe:

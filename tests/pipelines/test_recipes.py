@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from vlmkit.config import PretrainRecipe, Section, StudyRecipe, SweepRecipe, VLMRecipe
+from vlmkit.errors import UserError
 from vlmkit.pipelines import plan_pretrain, plan_vlm, study, sweep
 from vlmkit.pipelines.plan import Plan
 from vlmkit.recipe import load_recipe, vary
@@ -37,7 +38,7 @@ def test_a_shipped_recipe_can_be_planned(path: Path, tmp_path: Path) -> None:
 def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
     """Plans on data and a tower of this package: those that a recipe builds on are made or fetched by its user."""
     if isinstance(recipe, PretrainRecipe):
-        local = vary(recipe, {"data.train": WORLD})
+        local = vary(recipe, {"data.train": WORLD, "data.val": WORLD})
         assert isinstance(local, PretrainRecipe)
         yield plan_pretrain.plan(local, out)
     elif isinstance(recipe, StudyRecipe):
@@ -110,3 +111,11 @@ def test_the_arms_of_the_ablations_are_named_and_can_be_set(size: str) -> None:
     for loss in losses.partition("=")[2].split("|"):
         load(path, **{"objective.loss": loss, "labels.idf": "none"})
     load(path, **{"labels.mask_stop_words": True, "labels.tokenizer": "word"})
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_a_plan_refuses_data_that_are_not_there(role: str, tmp_path: Path) -> None:
+    recipe = load_recipe("pretrain-superclass", None, {"data.train": WORLD, f"data.{role}": "wds:no/such-*.tar"})
+    assert isinstance(recipe, PretrainRecipe)
+    with pytest.raises(UserError, match="no/such"):
+        plan_pretrain.plan(recipe, tmp_path)

@@ -42,10 +42,15 @@ class CorpusCounts(NamedTuple):
     num_documents: int
 
 
+def read_captions(source: Source[CaptionSample], index: int) -> tuple[str, ...]:
+    """The captions of a sample, whose image stays unread where the source allows. Raises BadSample for a bad one."""
+    return source.captions_only(index) if isinstance(source, CaptionsOnly) else source[index].captions
+
+
 def captions_at(source: Source[CaptionSample], index: int) -> tuple[str, ...]:
     """The captions of a sample that can be trained on: none of a bad sample, and no empty one."""
     try:
-        captions = source.captions_only(index) if isinstance(source, CaptionsOnly) else source[index].captions
+        captions = read_captions(source, index)
     except BadSample:
         return ()
     return tuple(caption for caption in captions if repair(caption))

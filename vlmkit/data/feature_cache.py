@@ -1,4 +1,4 @@
-"""Features of a frozen tower, computed once and kept on disk as half-precision numbers."""
+"""Features of a frozen tower, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Source
-from vlmkit.data.images import PadTransform, decode_image
-from vlmkit.data.samples import BadSample, ConversationSample
+from vlmkit.data.images import EvalTransform, PadTransform, decode_image
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Image
 from vlmkit.errors import UserError
 
 FEATURES, HEADER, OFFSETS = "features.bin", "header.json", "offsets.npy"
 ImageFunction = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 [B, 3, S, S] -> features [B, P, C]."""
+"""uint8 [B, 3, S, S] -> features [B, ...], e.g. patches [B, P, C] or pooled [B, C]."""
+Imaged = Source[ConversationSample] | Source[CaptionSample]
+Preprocessing = Literal["pad", "crop"]
+
+_TRANSFORMS: dict[str, type[PadTransform] | type[EvalTransform]] = {"pad": PadTransform, "crop": EvalTransform}
+_DESCRIPTIONS = {
+    "pad": "pad to a square, resize to {size}",
+    "crop": "resize the shorter side to {size}, crop the centre",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +44,7 @@ def cache_root() -> Path:
 
 
 class FeatureCache:
-    """Features of every sample of a source: ``cache[index]`` is [I, P, C] float16 for its I images, None for none.
+    """Features of every sample of a source: ``cache[index]`` is [I, ...] for its I images, None for none.
 
     Raises BadSample for a sample whose images could not be read when the cache was built. A whole cache is one folder,
     ``directory``: the numbers, read by memory map, the first row of each sample, and a JSON header.
@@ -47,12 +56,13 @@ class FeatureCache:
         self._bad = frozenset(header["bad"])
         self._offsets = np.load(directory / OFFSETS)
         self._shape = tuple(header["shape"])
+        self._dtype = np.dtype(header["dtype"])
         self._rows = self._map()
 
     def _map(self) -> np.ndarray:
         if 0 in self._shape:
-            return np.zeros(self._shape, np.float16)
-        return np.memmap(self.directory / FEATURES, dtype=np.float16, mode="r", shape=self._shape)
+            return np.zeros(self._shape, self._dtype)
+        return np.memmap(self.directory / FEATURES, dtype=self._dtype, mode="r", shape=self._shape)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -69,12 +79,14 @@ class FeatureCache:
 
 
 def open_feature_cache(
-    source: Source[ConversationSample],
+    source: Imaged,
     compute: ImageFunction,
     image_size: int,
     key: Mapping[str, str],
     max_bytes: float,
     *,
+    preprocessing: Preprocessing = "pad",
+    dtype: torch.dtype = torch.float16,
     batch_size: int = 64,
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -82,11 +94,19 @@ def open_feature_cache(
     """The cache for this source and key, built first if there is none; None (and a warning) if it would be too large.
 
     ``key`` says what ``compute`` does, e.g. the tower's fingerprint and the name and tokens of the compressor; together
-    with the source's fingerprint and the preprocessing it names the cache. ``progress`` hears (samples done, of all).
+    with the source's fingerprint, the preprocessing and the ``dtype`` kept (float16 or float32) it names the cache.
+    ``preprocessing`` is what the loader does that takes the features in place of images: "pad" (``PadTransform``) or
+    "crop" (``EvalTransform``). ``progress`` hears (samples done, of all).
+
     A cache appears whole or not at all, and of several processes that want it at once one builds and the others
     wait. Raises UserError if the disk is full.
     """
-    described = {**key, "source": source.fingerprint, "preprocessing": f"pad to a square, resize to {image_size}"}
+    described = {
+        **key,
+        "source": source.fingerprint,
+        "preprocessing": _DESCRIPTIONS[preprocessing].format(size=image_size),
+        "dtype": str(dtype),
+    }
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     directory = cache_root() / name
     with _locked(directory):
@@ -95,7 +115,8 @@ def open_feature_cache(
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             try:
-                if not _build(scratch, source, compute, image_size, max_bytes, batch_size, num_workers, progress):
+                pixels = _Pixels(source, _TRANSFORMS[preprocessing](image_size))
+                if not _build(scratch, pixels, compute, dtype, max_bytes, batch_size, num_workers, progress):
                     return None
                 scratch.rename(directory)
             except OSError as error:
@@ -121,21 +142,25 @@ def _locked(directory: Path) -> Iterator[None]:
 class _Pixels(Dataset[torch.Tensor | None]):
     """The images of each sample as uint8 [I, 3, S, S]; None where one of them is bad."""
 
-    def __init__(self, source: Source[ConversationSample], image_size: int) -> None:
+    def __init__(self, source: Imaged, transform: PadTransform | EvalTransform) -> None:
         self._source = source
-        self._transform = PadTransform(image_size)
-        self._size = image_size
+        self._transform = transform
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> torch.Tensor | None:
         try:
-            images = [self._transform(decode_image(image)) for image in self._source[index].read_images()]
+            images = [self._transform(decode_image(image)) for image in _images(self._source[index])]
         except BadSample as error:
             _log.info("sample %d has no features: %s", index, error)
             return None
-        return torch.stack(images) if images else torch.empty(0, 3, self._size, self._size, dtype=torch.uint8)
+        size = self._transform.size
+        return torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+
+def _images(sample: ConversationSample | CaptionSample) -> list[Image]:
+    return [sample.image] if isinstance(sample, CaptionSample) else sample.read_images()
 
 
 def _as_list(samples: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
@@ -144,9 +169,9 @@ def _as_list(samples: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
 
 def _build(
     scratch: Path,
-    source: Source[ConversationSample],
+    pixels: _Pixels,
     compute: ImageFunction,
-    image_size: int,
+    dtype: torch.dtype,
     max_bytes: float,
     batch_size: int,
     num_workers: int,
@@ -157,7 +182,7 @@ def _build(
     bad: list[int] = []
     shape: tuple[int, ...] = (0, 0)
     loader = DataLoader(
-        _Pixels(source, image_size),
+        pixels,
         batch_size,
         num_workers=num_workers,
         collate_fn=_as_list,
@@ -167,12 +192,12 @@ def _build(
         for batch in loader:
             bad += [len(counts) + i for i, images in enumerate(batch) if images is None]
             counts += [0 if images is None else len(images) for images in batch]
-            pixels = [images for images in batch if images is not None and len(images)]
-            if pixels:
-                features = compute(torch.cat(pixels)).to("cpu", torch.float16).numpy()
+            readable = [images for images in batch if images is not None and len(images)]
+            if readable:
+                features = compute(torch.cat(readable)).to("cpu", dtype).numpy()
                 shape = features.shape[1:]
                 features.tofile(file)
-            expected = file.tell() / len(counts) * len(source)
+            expected = file.tell() / len(counts) * len(pixels)
             if expected > max_bytes:
                 _log.warning(
                     "No feature cache: it would take about %.1f GB, above the limit of %.1f GB (cache_limit_gb); "
@@ -182,9 +207,10 @@ def _build(
                 )
                 return False
             if progress is not None:
-                progress(len(counts), len(source))
+                progress(len(counts), len(pixels))
         file.flush()
         os.fsync(file.fileno())
+    header = {"shape": [sum(counts), *shape], "dtype": str(dtype).removeprefix("torch."), "bad": bad}
     np.save(scratch / OFFSETS, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    (scratch / HEADER).write_text(json.dumps({"shape": [sum(counts), *shape], "bad": bad}))
+    (scratch / HEADER).write_text(json.dumps(header))
     return True

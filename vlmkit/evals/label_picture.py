@@ -24,7 +24,7 @@ def draw_labels(report: LabelReport, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = 3 if report.weights_high else 2
+    columns = 3 if report.weights_low else 2
     figure = Figure(figsize=(4.6 * columns, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, columns)
@@ -32,11 +32,14 @@ def draw_labels(report: LabelReport, path: Path) -> None:
     frequent = report.frequent[:_BARS]
     _draw_bars(panels[1], frequent, [100 * row.captions for row in frequent], [_BLUE] * len(frequent))
     panels[1].set(title="most frequent labels", xlabel="captions that hold it, %")
-    if report.weights_high:
+    if report.weights_low:
         heavy, light = report.weights_high[: _BARS // 2], report.weights_low[: _BARS // 2][::-1]
         colours = [_ORANGE] * len(heavy) + [_BLUE] * len(light)
         _draw_bars(panels[2], heavy + light, [row.weight or 0.0 for row in heavy + light], colours)
-        panels[2].set(title="heaviest and lightest labels", xlabel="weight (inverse document frequency)")
+        panels[2].set(
+            title=f"heaviest (in {report.heavy_captions}+ captions) and lightest",
+            xlabel="weight (inverse document frequency)",
+        )
     figure.suptitle(
         f"{report.captions} captions, tokenizer {report.settings.tokenizer}: {report.truncated:.1%} cut at "
         f"{report.settings.context_length} tokens, {report.tokens_labelled:.1%} of their tokens are labels, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -24,6 +25,8 @@ REPORT_FILE, PICTURE_FILE = "label_report.json", "label_report.png"
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 TOP = 20
 """Tokens of each list in the report."""
+FEW = 3
+"""Captions that a token must be in to be listed as heavy: the very heaviest are those seen once, by chance any."""
 
 _BATCH = 256
 """Samples whose captions are tokenised together."""
@@ -34,7 +37,8 @@ class _Frozen(BaseModel):
 
 
 class TokenRow(_Frozen):
-    """A token: its id and text, the share of the captions read that hold it, and its weight in the loss."""
+    """A token: its id and text (``CaptionTokenizer.readable_texts``: ``re-`` goes on, ``-ing`` continues a word,
+    ``<0xE2>`` is a byte), the share of the captions read that hold it, and its weight in the loss."""
 
     id: int
     text: str
@@ -48,9 +52,11 @@ class LabelReport(_Frozen):
     ``truncated``: captions longer than the context. ``unlabelled``: captions without a label. ``labels_histogram[k]``:
     captions with k labels; ``labels_percentiles[p]``: labels that p percent of the captions do not exceed.
     ``num_classes``: ids that can be labels; ``classes_seen``: the share of them that is a label of some caption.
-    ``tokens_labelled``: of the tokens of all captions, with repetitions and before any cut, the share that is a label.
-    ``weights_high`` and ``weights_low`` list the tokens seen, the heaviest and the lightest first, and are empty
-    where labels have no weights of their own.
+    ``tokens_labelled``: of the tokens of all captions, with repetitions and before any cut, the share that is a label;
+    what the tokenizer adds to a caption does not count. ``frequent``, ``weights_low`` and ``weights_high`` list the
+    tokens seen: the most common, the lightest and the heaviest first, these only if ``heavy_captions`` captions or
+    more hold them; of equal ones the more common first, then the larger id (of merges the later, of longer texts). Both
+    lists of weights are empty where all labels weigh alike.
     """
 
     settings: LabelConfig
@@ -67,6 +73,7 @@ class LabelReport(_Frozen):
     classes_seen: float
     tokens_labelled: float
     frequent: list[TokenRow]
+    heavy_captions: int = FEW
     weights_high: list[TokenRow]
     weights_low: list[TokenRow]
 
@@ -92,7 +99,10 @@ def read_label_report(directory: str | Path) -> LabelReport:
     """The report that was written into ``directory``. Raises UserError if there is none."""
     path = Path(directory) / REPORT_FILE
     if not path.is_file():
-        raise UserError(f"{directory} holds no {REPORT_FILE}; runs write one if their objective classifies.")
+        raise UserError(
+            f"{directory} holds no {REPORT_FILE}, which a run of superclass or superclip writes when it ends; give "
+            "--train-data with the captions to report on, e.g. those it was trained on."
+        )
     return LabelReport.model_validate_json(path.read_text(encoding="utf-8"))
 
 
@@ -134,7 +144,7 @@ def label_report(
         classes_seen=len(tally.seen()) / num_classes,
         tokens_labelled=tally.labelled / max(1, tally.tokens),
         frequent=tally.first(-tally.document_frequency, heights),
-        weights_high=[] if heights is None else tally.first(-heights, heights),
+        weights_high=[] if heights is None else tally.first(-heights, heights, FEW),
         weights_low=[] if heights is None else tally.first(heights, heights),
     )
 
@@ -157,32 +167,36 @@ class _Tally:
     def add(self, captions: Sequence[str]) -> None:
         is_label = self._tokenizer.is_label
         for encoding in self._tokenizer.tokenizer.encodings(captions):
-            ids = np.array(encoding.ids, dtype=np.int64)
-            labels = ids[is_label[ids]]
-            distinct = np.unique(labels)
-            self.labels_per_caption.append(distinct.size)
-            self.document_frequency[distinct] += 1
-            self.labelled += labels.size
+            bag = self._tokenizer.bag_of(encoding)
+            self.labels_per_caption.append(bag.size)
+            self.document_frequency[bag] += 1
+            added = np.array(encoding.special_tokens_mask, dtype=np.bool_)
+            self.labelled += int((is_label[encoding.ids] & ~added).sum())
             cut = encoding.overflowing
             self.truncated += bool(cut)
             self.tokens += sum(_num_tokens(part) for part in (encoding, *cut))
 
-    def seen(self) -> np.ndarray:
-        """The ids that are a label of some caption, ascending."""
-        return np.flatnonzero(self.document_frequency)
+    def seen(self, captions: int = 1) -> np.ndarray:
+        """The ids that are a label of that many captions or more, ascending."""
+        return np.flatnonzero(self.document_frequency >= captions)
 
-    def first(self, keys: np.ndarray, weights: np.ndarray | None) -> list[TokenRow]:
-        """The labels seen whose keys [V] are smallest; equal ones by id."""
-        texts, seen = self._tokenizer.tokenizer.texts(), self.seen()
+    @cached_property
+    def _texts(self) -> list[str]:
+        return self._tokenizer.tokenizer.readable_texts()
+
+    def first(self, keys: np.ndarray, weights: np.ndarray | None, captions: int = 1) -> list[TokenRow]:
+        """The labels seen in that many captions whose keys [V] are smallest, in the report's order."""
+        seen = self.seen(captions)
+        order = np.lexsort((-seen, -self.document_frequency[seen], keys[seen]))
         shares = self.document_frequency / len(self.labels_per_caption)
         return [
             TokenRow(
                 id=token,
-                text=texts[token],
+                text=self._texts[token],
                 captions=float(shares[token]),
                 weight=None if weights is None else float(weights[token]),
             )
-            for token in seen[np.argsort(keys[seen], kind="stable")[:TOP]].tolist()
+            for token in seen[order[:TOP]].tolist()
         ]
 
 

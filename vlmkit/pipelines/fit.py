@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from vlmkit.errors import Interrupted
 from vlmkit.runs import RunDirectory
 from vlmkit.training.checkpoint import whole_checkpoints
 from vlmkit.training.distributed import DistributedContext
+from vlmkit.training.metrics import Progress
 from vlmkit.training.trainer import Trainer
 
 
@@ -41,8 +42,42 @@ def is_finished(run: RunDirectory, total_steps: int) -> bool:
     return run.finished and bool(steps) and steps[-1] >= total_steps
 
 
-def fit_and_export(trainer: Trainer, run: RunDirectory) -> RunOutcome:
-    """Train to the end and write ``model/``; raises Interrupted when a signal stopped training, after it was saved."""
+class PassProgress:
+    """Shows passes over data before training, each from its first word on: one that is found done stays unseen.
+
+    Called with (samples done, samples in all). Closes as a context manager. Ranks other than the first show nothing.
+    """
+
+    def __init__(self, progress: Progress | None, context: DistributedContext, description: str) -> None:
+        self._progress = progress if context.is_main else None
+        self._description = description
+        self._done: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._progress is None:
+            return
+        if self._done is None or done <= self._done:  # the first word of a pass
+            self._finish()
+            self._progress.start(total, 0, self._description)
+        self._done = done
+        self._progress.update(done, {})
+
+    def _finish(self) -> None:
+        if self._progress is not None and self._done is not None:
+            self._progress.finish()
+
+    def __enter__(self) -> PassProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+
+
+def fit_and_export(trainer: Trainer, run: RunDirectory, before_export: Callable[[], None] = lambda: None) -> RunOutcome:
+    """Train to the end and write ``model/``; raises Interrupted when a signal stopped training, after it was saved.
+
+    ``before_export`` runs on the first rank with the trained model: ``model/`` says that nothing is left to do.
+    """
     result = trainer.fit()
     if result.interrupted is not None:
         raise Interrupted(
@@ -50,6 +85,7 @@ def fit_and_export(trainer: Trainer, run: RunDirectory) -> RunOutcome:
             "the same command goes on from there.",
             result.interrupted,
         )
+    trainer.context.on_main(before_export)
     with run.writing_model() if trainer.context.is_main else nullcontext(Path()) as directory:
         trainer.export(directory)
     shown = {name: value for name, value in result.metrics.items() if name == "train/loss" or name.startswith("val/")}

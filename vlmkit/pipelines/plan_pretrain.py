@@ -10,6 +10,7 @@ from vlmkit.config import LabelConfig, PretrainRecipe
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
 from vlmkit.data.sources import open_captions
 from vlmkit.models.vision_tower import VisionTower
+from vlmkit.pipelines.frozen_features import cache_bytes, why_uncached
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.tasks.build import needs, parts_of
 
@@ -17,6 +18,7 @@ from vlmkit.tasks.build import needs, parts_of
 def plan(recipe: PretrainRecipe, out: Path) -> Plan:
     """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
     source = open_captions(recipe.data.train)
+    held_out = open_captions(recipe.data.val) if recipe.data.val else None
     classes = num_labels(recipe.labels) if "label_ids" in needs(recipe.objective) else 0
     with torch.device("meta"):
         parts = parts_of(recipe, classes)
@@ -34,7 +36,7 @@ def plan(recipe: PretrainRecipe, out: Path) -> Plan:
         ("objective", f"{_objective(recipe)}; {heads}"),
         ("tower", f"{described}, {tower.image_size} px, grid {tower.grid}, pooling {tower.pooling}"),
         ("data", f"{recipe.data.train}: {len(source)} images with captions"),
-        ("held out", recipe.data.val or "none"),
+        ("held out", f"{recipe.data.val}: {len(held_out)} images with captions" if held_out else "none"),
         ("length", length(recipe.train, len(source))),
         (
             "memory",
@@ -43,6 +45,8 @@ def plan(recipe: PretrainRecipe, out: Path) -> Plan:
     ]
     if classes:
         facts.insert(3, ("labels", _labels(recipe.labels, classes)))
+    if frozen:
+        facts.insert(3, ("features", _features(recipe, len(source), tower.width)))
     obstacle = None
     if needed > available:
         obstacle = (
@@ -61,12 +65,20 @@ def num_labels(labels: LabelConfig) -> int:
     return FileTokenizer.open(labels.tokenizer, labels.context_length).vocab_size
 
 
+def _features(recipe: PretrainRecipe, num_samples: int, width: int) -> str:
+    reason = why_uncached(recipe, num_samples, width)
+    if reason is not None:
+        return f"computed in every step: {reason}"
+    return f"computed once and kept on disk, {gigabytes(cache_bytes(num_samples, width))}"
+
+
 def _objective(recipe: PretrainRecipe) -> str:
     objective = recipe.objective
     return f"{objective.name}, {objective.loss} loss" if "label_ids" in needs(objective) else objective.name
 
 
 def _labels(labels: LabelConfig, classes: int) -> str:
-    masks = ["stop words masked"] * labels.mask_stop_words
+    masks = ["special ids kept"] * (not labels.mask_special_ids)
+    masks += ["stop words masked"] * labels.mask_stop_words
     masks += [f"tokens of fewer than {labels.min_captions} captions masked"] * (labels.min_captions > 0)
     return ", ".join([f"{classes} tokens ({labels.tokenizer})", f"IDF {labels.idf}", *masks])

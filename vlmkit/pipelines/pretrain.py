@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.loader import Stream, eval_batches
 from vlmkit.data.sources import CaptionSource, open_captions
 from vlmkit.evals.label_report import label_report
-from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
+from vlmkit.pipelines.fit import PassProgress, RunOutcome, fit_and_export, is_finished, prepare
+from vlmkit.pipelines.frozen_features import open_frozen_features
 from vlmkit.runs import RunDirectory, is_run
 from vlmkit.tasks.build import build_task, needs
 from vlmkit.training import distributed
+from vlmkit.training.distributed import DistributedContext
 from vlmkit.training.metrics import Progress
 from vlmkit.training.trainer import Trainer
 
@@ -34,13 +37,16 @@ EVAL_BATCH_SIZE = 128
 def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None) -> RunOutcome:
     """Run a recipe in ``out``, resuming what is there; the model ends in ``out/model`` (open_clip's layout).
 
-    A run that classifies also writes its label report (``label_report.json``, ``label_report.png``).
+    A run that classifies (superclass, superclip) also writes its label report (``label_report.json`` and ``.png``)
+    before its model; clip, siglip and lit have no labels to report on. The frozen tower of lit runs once over the
+    source where it can (``frozen_features``).
     """
     context = distributed.setup(recipe.train.device)
     run = RunDirectory(out)
     source = open_captions(recipe.data.train)
     held_out = open_captions(recipe.data.val) if recipe.data.val else None
-    labels, corpus = _labels(recipe, source)
+    with PassProgress(progress, context, "captions") as passes:
+        labels, corpus = _labels(recipe, source, passes)
     fingerprints = {"train": source.fingerprint} | ({"val": held_out.fingerprint} if held_out else {})
     if labels is not None:
         fingerprints["labels"] = labels.fingerprint
@@ -53,22 +59,16 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     prepare(run, recipe, fingerprints, context)
     text = ClipTokenizer() if "text_ids" in needs(recipe.objective) else None
     size = task.tower.image_size
-    stream = Stream(
-        CaptionLoader(source, size, labels=labels, text=text, augment=recipe.augment, seed=recipe.seed),
-        source,
-        collate_captions,
-        global_batch_size=recipe.train.global_batch_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        rank=context.rank,
-        world_size=context.world_size,
-        seed=recipe.seed,
-        num_workers=recipe.train.num_workers,
-    )
+    task.to(context.device)
+    with PassProgress(progress, context, "features") as passes:
+        features = open_frozen_features(recipe, source, task.tower, context, passes)
+    load = partial(CaptionLoader, image_size=size, labels=labels, text=text, seed=recipe.seed)
+    stream = _stream(recipe, source, load(source, augment=recipe.augment, features=features), context)
 
     def val_batches() -> Iterator[Batch]:
         assert held_out is not None
         return eval_batches(
-            CaptionLoader(held_out, size, labels=labels, text=text, seed=recipe.seed),
+            load(held_out),
             min(len(held_out), recipe.train.eval_samples),
             EVAL_BATCH_SIZE,
             collate_captions,
@@ -89,19 +89,33 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
         progress=progress,
         description="pretrain",
     )
-    outcome = fit_and_export(trainer, run)
-    context.on_main(lambda: _report_labels(recipe, source, task, run))
-    return outcome
+    return fit_and_export(trainer, run, lambda: _report_labels(recipe, source, task, run))
 
 
-def _labels(recipe: PretrainRecipe, source: CaptionSource) -> tuple[LabelTokenizer | None, CorpusCounts | None]:
+def _stream(recipe: PretrainRecipe, source: CaptionSource, load: CaptionLoader, context: DistributedContext) -> Stream:
+    return Stream(
+        load,
+        source,
+        collate_captions,
+        global_batch_size=recipe.train.global_batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        seed=recipe.seed,
+        num_workers=recipe.train.num_workers,
+    )
+
+
+def _labels(
+    recipe: PretrainRecipe, source: CaptionSource, progress: PassProgress
+) -> tuple[LabelTokenizer | None, CorpusCounts | None]:
     """What captions are classified into, where they are, and the counts of the corpus, where it is counted."""
     if "label_ids" not in needs(recipe.objective):
         return None, None
-    labels = build_label_tokenizer(recipe.labels, source, cache_folder("captions"))
+    labels = build_label_tokenizer(recipe.labels, source, cache_folder("captions"), progress)
     if recipe.labels.idf != "corpus":
         return labels, None
-    return labels, count_corpus(source, labels.tokenizer, cache_folder("captions"))
+    return labels, count_corpus(source, labels.tokenizer, cache_folder("captions"), progress)
 
 
 def _report_labels(recipe: PretrainRecipe, source: CaptionSource, task: PretrainingTask, run: RunDirectory) -> None:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers.base import CaptionTokenizer
+from vlmkit.data.caption_tokenizers.readable import byte_characters
 from vlmkit.errors import UserError
 
 START, END = "<start_of_text>", "<end_of_text>"
@@ -30,9 +31,10 @@ class ClipTokenizer(CaptionTokenizer):
     """
 
     kind = "clip"
+    padding_ids = frozenset({0})  # which is also the token "!"
 
-    def __init__(self, context_length: int = 77) -> None:
-        super().__init__(_clip_bpe(), context_length)
+    def __init__(self, context_length: int = 77, keep_special: bool = False) -> None:
+        super().__init__(_clip_bpe(), context_length, keep_special)
 
     def encode(self, captions: Sequence[str]) -> np.ndarray:
         """Ids of each caption between start and end, padded with 0: int64 [B, context_length]."""
@@ -63,7 +65,7 @@ def _clip_bpe() -> Tokenizer:
     with gzip.open(Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
     merges = [(left, right) for left, right in (line.split() for line in lines[1 : 1 + _NUM_MERGES])]
-    alphabet = _byte_characters()
+    alphabet = list(byte_characters())
     tokens = alphabet + [character + "</w>" for character in alphabet] + [left + right for left, right in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
@@ -79,9 +81,3 @@ def _clip_bpe() -> Tokenizer:
     )
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     return tokenizer
-
-
-def _byte_characters() -> list[str]:
-    """The printable stand-ins of the 256 bytes, in CLIP's order: printable bytes first, then all others."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printable] + [chr(256 + extra) for extra in range(256 - len(printable))]

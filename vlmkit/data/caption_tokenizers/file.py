@@ -10,6 +10,9 @@ from tokenizers import Tokenizer
 from vlmkit.data.caption_tokenizers.base import TOKENIZER_FILE, CaptionTokenizer
 from vlmkit.errors import UserError
 
+_KINDS = frozenset({"wordpiece", "sentencepiece", "unigram", "bpe", "wordlevel"})
+"""What people call tokenizers by, and no file of one."""
+
 
 class FileTokenizer(CaptionTokenizer):
     """A tokenizer as its ``tokenizer.json`` describes it, fed with repaired captions."""
@@ -17,7 +20,7 @@ class FileTokenizer(CaptionTokenizer):
     kind = "file"
 
     @classmethod
-    def open(cls, name: str, context_length: int) -> FileTokenizer:
+    def open(cls, name: str, context_length: int, keep_special: bool = False) -> FileTokenizer:
         """Read a ``tokenizer.json``, a directory that holds one, or the one of a hub id (cached files do offline).
 
         Raises UserError where there is none or it cannot be read.
@@ -26,12 +29,17 @@ class FileTokenizer(CaptionTokenizer):
         if path.is_dir():
             path = path / TOKENIZER_FILE
         if path.is_file():
-            return cls(read_tokenizer(path), context_length)
+            return cls(read_tokenizer(path), context_length, keep_special)
         if path.is_absolute() or path.suffix == ".json" or name.startswith((".", "~")) or name.count(os.sep) > 1:
             raise UserError(
                 f"There is no tokenizer file at {path}; give a tokenizer.json, a directory that holds one, or a hub id."
             )
-        return cls(_from_hub(name), context_length)
+        if name.lower() in _KINDS:
+            raise UserError(
+                f"{name} is a kind of tokenizer, not a tokenizer; give the path of a tokenizer.json, or a hub id such "
+                "as google-bert/bert-base-uncased."
+            )
+        return cls(_from_hub(name), context_length, keep_special)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Encoding
 
 from vlmkit.config import LabelConfig
 from vlmkit.contracts import Source
@@ -25,7 +26,8 @@ LABELS_FILE = "label_tokenizer.json"
 
 
 class LabelTokenizer:
-    """A caption tokenizer and the ids that are not trained on: special ids, and those in ``masked_ids``.
+    """A caption tokenizer and the ids that are not trained on: special ids, unless the tokenizer keeps them in its
+    bags, and those in ``masked_ids``.
 
     ``is_label`` bool [vocab_size] says which ids can be labels. Masked ids keep their numbers, so counts and heads of
     one tokenizer compare whatever is masked.
@@ -35,11 +37,19 @@ class LabelTokenizer:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
         self.is_label = np.ones(self.vocab_size, dtype=np.bool_)
-        self.is_label[[*tokenizer.special_ids, *masked_ids]] = False
+        self.is_label[[*masked_ids]] = False
+        if not tokenizer.keep_special:
+            self.is_label[[*tokenizer.special_ids]] = False
 
     def bag(self, caption: str) -> np.ndarray:
         """Distinct ids of the caption's labels, ascending: int64 [L]; empty where all its tokens are masked."""
-        ids = self.tokenizer.bag(caption)
+        return self._labels(self.tokenizer.bag(caption))
+
+    def bag_of(self, encoding: Encoding) -> np.ndarray:
+        """The bag of a caption that ``tokenizer.encodings`` has encoded."""
+        return self._labels(self.tokenizer.distinct(encoding))
+
+    def _labels(self, ids: np.ndarray) -> np.ndarray:
         return ids[self.is_label[ids]]
 
     @cached_property
@@ -53,6 +63,7 @@ class LabelTokenizer:
         content = {
             "tokenizer": self.tokenizer.kind,
             "context_length": self.tokenizer.context_length,
+            "mask_special_ids": not self.tokenizer.keep_special,
             "masked_ids": np.flatnonzero(~self.is_label).tolist(),
         }
         (Path(directory) / LABELS_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -76,10 +87,18 @@ def build_label_tokenizer(
     built = LabelTokenizer(tokenizer, np.flatnonzero(masked))
     if not built.is_label.any():
         raise UserError(
-            f"No token of the training data is in {labels.min_captions} or more captions, so there is nothing to train "
-            "on; lower labels.min_captions."
+            f"None of the {tokenizer.vocab_size} tokens is left to train on after {_masks(labels)}; loosen these, or "
+            "give a larger vocabulary (of words: labels.vocab_size)."
         )
     return built
+
+
+def _masks(labels: LabelConfig) -> str:
+    """The masks of a recipe, for a message."""
+    masks = ["labels.mask_special_ids"] * labels.mask_special_ids
+    masks += ["labels.mask_stop_words"] * labels.mask_stop_words
+    masks += [f"labels.min_captions={labels.min_captions}"] * (labels.min_captions > 0)
+    return " and ".join(masks)
 
 
 def load_label_tokenizer(directory: str | Path) -> LabelTokenizer:
@@ -91,17 +110,22 @@ def load_label_tokenizer(directory: str | Path) -> LabelTokenizer:
         )
     saved = json.loads(path.read_text(encoding="utf-8"))
     kind, context_length = saved["tokenizer"], saved["context_length"]
+    keep_special = not saved.get("mask_special_ids", True)
     if kind == ClipTokenizer.kind:  # its file does what only the repair does here, so it is made afresh
-        return LabelTokenizer(ClipTokenizer(context_length), saved["masked_ids"])
+        return LabelTokenizer(ClipTokenizer(context_length, keep_special), saved["masked_ids"])
     opened: type[CaptionTokenizer] = {known.kind: known for known in (WordTokenizer, FileTokenizer)}[kind]
-    return LabelTokenizer(opened(read_tokenizer(path.with_name(TOKENIZER_FILE)), context_length), saved["masked_ids"])
+    tokenizer = opened(read_tokenizer(path.with_name(TOKENIZER_FILE)), context_length, keep_special)
+    return LabelTokenizer(tokenizer, saved["masked_ids"])
 
 
 def _open_tokenizer(
     labels: LabelConfig, source: Source[CaptionSample], cache_dir: Path, progress: PassProgress | None
 ) -> CaptionTokenizer:
+    context_length, keep_special = labels.context_length, not labels.mask_special_ids
     if labels.tokenizer == "clip":
-        return ClipTokenizer(labels.context_length)
+        return ClipTokenizer(context_length, keep_special)
     if labels.tokenizer == "word":
-        return WordTokenizer.from_corpus(source, labels.vocab_size, labels.context_length, cache_dir, progress)
-    return FileTokenizer.open(labels.tokenizer, labels.context_length)
+        return WordTokenizer.from_corpus(
+            source, labels.vocab_size, context_length, cache_dir, progress, keep_special=keep_special
+        )
+    return FileTokenizer.open(labels.tokenizer, context_length, keep_special)

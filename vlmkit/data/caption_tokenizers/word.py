@@ -37,6 +37,7 @@ class WordTokenizer(CaptionTokenizer):
         context_length: int,
         cache_dir: Path,
         progress: PassProgress | None = None,
+        keep_special: bool = False,
     ) -> WordTokenizer:
         """The ``num_words`` most frequent words of all captions as ids 1, 2, ...: by falling count, then by code point.
 
@@ -46,7 +47,7 @@ class WordTokenizer(CaptionTokenizer):
         content = kept_file(
             cache_dir / "words" / f"{key}.json", lambda: _count_words(source, num_words, progress).to_str().encode()
         )
-        return cls(Tokenizer.from_str(content.decode()), context_length)
+        return cls(Tokenizer.from_str(content.decode()), context_length, keep_special)
 
     def _prepare(self, caption: str) -> str:
         return repair(caption).casefold()

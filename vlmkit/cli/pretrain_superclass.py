@@ -62,10 +62,11 @@ def pretrain_superclass(
     from vlmkit.pipelines import plan_pretrain, pretrain
 
     directory = out or resume or Path(DEFAULT_TOWER_RUN)
-    plan = plan_pretrain.plan(resolved, directory)
+    progress = RichProgress()
+    plan = plan_pretrain.plan(resolved, directory, progress)
     print_plan(plan)
     if dry_run:
         return
     plan.require()
-    outcome = pretrain.pretrain(resolved, directory, RichProgress())
+    outcome = pretrain.pretrain(resolved, directory, progress)
     print_run_summary(outcome, f"Next: vlmkit eval {directory}, or vlmkit train-vlm --vision-tower {directory}")

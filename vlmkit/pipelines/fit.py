@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -45,11 +46,11 @@ def is_finished(run: RunDirectory, total_steps: int) -> bool:
 class PassProgress:
     """Shows passes over data before training, each from its first word on: one that is found done stays unseen.
 
-    Called with (samples done, samples in all). Closes as a context manager. Ranks other than the first show nothing.
+    Called with (parts done, parts in all). Closes as a context manager. Ranks other than the first show nothing.
     """
 
-    def __init__(self, progress: Progress | None, context: DistributedContext, description: str) -> None:
-        self._progress = progress if context.is_main else None
+    def __init__(self, progress: Progress | None, description: str) -> None:
+        self._progress = progress if os.environ.get("RANK", "0") == "0" else None
         self._description = description
         self._done: int | None = None
 

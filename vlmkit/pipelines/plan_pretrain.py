@@ -10,15 +10,21 @@ from vlmkit.config import LabelConfig, PretrainRecipe
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
 from vlmkit.data.sources import open_captions
 from vlmkit.models.vision_tower import VisionTower
+from vlmkit.pipelines.fit import PassProgress
 from vlmkit.pipelines.frozen_features import cache_bytes, why_uncached
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.tasks.build import needs, parts_of
+from vlmkit.training.metrics import Progress
 
 
-def plan(recipe: PretrainRecipe, out: Path) -> Plan:
-    """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input."""
-    source = open_captions(recipe.data.train)
-    held_out = open_captions(recipe.data.val) if recipe.data.val else None
+def plan(recipe: PretrainRecipe, out: Path, progress: Progress | None = None) -> Plan:
+    """What the run would be, and whether its weights and optimizer fit here. Raises UserError for unusable input.
+
+    ``progress`` shows data being indexed, which at their first use can take minutes.
+    """
+    with PassProgress(progress, "index") as passes:
+        source = open_captions(recipe.data.train, passes)
+        held_out = open_captions(recipe.data.val, passes) if recipe.data.val else None
     classes = num_labels(recipe.labels) if "label_ids" in needs(recipe.objective) else 0
     with torch.device("meta"):
         parts = parts_of(recipe, classes)

@@ -43,9 +43,10 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     """
     context = distributed.setup(recipe.train.device)
     run = RunDirectory(out)
-    source = open_captions(recipe.data.train)
-    held_out = open_captions(recipe.data.val) if recipe.data.val else None
-    with PassProgress(progress, context, "captions") as passes:
+    with PassProgress(progress, "index") as passes:
+        source = open_captions(recipe.data.train, passes)
+        held_out = open_captions(recipe.data.val, passes) if recipe.data.val else None
+    with PassProgress(progress, "captions") as passes:
         labels, corpus = _labels(recipe, source, passes)
     fingerprints = {"train": source.fingerprint} | ({"val": held_out.fingerprint} if held_out else {})
     if labels is not None:
@@ -60,7 +61,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     text = ClipTokenizer() if "text_ids" in needs(recipe.objective) else None
     size = task.tower.image_size
     task.to(context.device)
-    with PassProgress(progress, context, "features") as passes:
+    with PassProgress(progress, "features") as passes:
         features = open_frozen_features(recipe, source, task.tower, context, passes)
     load = partial(CaptionLoader, image_size=size, labels=labels, text=text, seed=recipe.seed)
     stream = _stream(recipe, source, load(source, augment=recipe.augment, features=features), context)

@@ -3,7 +3,7 @@
 miniworld:SPLIT?scenes=&seed=&image_size=            captions, conversations, labels   the embedded drawn world
 wds:SHARDS?allow_truncated=&cache_gb=&manifest=      captions   tar shards: file, folder, glob or {a..b}, path or URL
 csv:FILE?image=&caption=&root=&sep=                  captions   paths of images and captions; .tsv: separated by tabs
-parquet:FILES?image=&caption=                        captions   file, folder, glob or {a..b}
+parquet:FILES?image=&caption=&root=                  captions   file, folder, glob or {a..b}
 jsonl:FILE?images=                                   captions   JSON lines beside a folder of images
 hf:NAME?split=&image=&caption=&revision=&config=     captions   a data set of the Hugging Face hub, or a local one
 llava:FILE.json?images=                              conversations                     LLaVA's JSON form
@@ -150,7 +150,7 @@ _CAPTIONS = {
     "miniworld": _Kind(WorldCaptions, _WORLD_OPTIONS),
     "wds": _Kind(ShardCaptions, {"allow_truncated": _flag, "cache_gb": _size, "manifest": str}, reports=True),
     "csv": _Kind(csv_captions, {"image": str, "caption": str, "root": str, "sep": _separator}),
-    "parquet": _Kind(parquet_captions, {"image": str, "caption": str}, reports=True),
+    "parquet": _Kind(parquet_captions, {"image": str, "caption": str, "root": str}, reports=True),
     "jsonl": _Kind(jsonl_captions, {"images": str}),
     "hf": _Kind(HubCaptions, dict.fromkeys(("split", "image", "caption", "revision", "config"), str)),
 }

@@ -164,7 +164,7 @@ _LABELS = {
 }
 
 # A question mark that no option=value follows belongs to WHERE, as in the glob train-000?.tar.
-_SPEC = re.compile(r"(?P<kind>\w*):(?P<where>.+?)(?:\?(?P<options>\w+=[^?]*))?")
+_SPEC = re.compile(r"(?P<kind>\w*):(?P<where>.+?)(?:\?(?P<options>[\w-]+=[^?]*))?")
 
 
 def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind], progress: Progress | None = None) -> Any:
@@ -177,10 +177,20 @@ def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind], progress: Progres
             f"{match['kind']!r} in {spec!r} is no kind of source for {purpose}; use one of {', '.join(kinds)}."
         )
     options: dict[str, Any] = {"progress": progress} if kind.reports else {}
+    query = []
     for assignment in match["options"].split("&") if match["options"] else []:
         name, _, text = assignment.partition("=")
-        options[name] = _read_option(spec, kind.options, name, text)
-    return kind.open(match["where"], **options)
+        if _belongs_to_address(match["where"], name, kind.options):
+            query.append(assignment)
+        else:
+            options[name] = _read_option(spec, kind.options, name, text)
+    return kind.open("?".join([match["where"], *filter(None, ["&".join(query)])]), **options)
+
+
+def _belongs_to_address(where: str, name: str, known: Mapping[str, Any]) -> bool:
+    """Whether an option is part of a web address (a token, a signature), and no slip of the pen."""
+    is_web = where.startswith(("http://", "https://"))
+    return is_web and name not in known and not difflib.get_close_matches(name, known, n=1)
 
 
 def _read_option(spec: str, readers: Mapping[str, Callable[[str], Any]], name: str, text: str) -> Any:

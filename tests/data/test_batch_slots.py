@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from vlmkit.contracts import Batch
 from vlmkit.data import batch_slots, loader
 from vlmkit.data.batch_slots import BatchSlots
 from vlmkit.data.loader import Stream, eval_batches
+from vlmkit.errors import UserError
 
 
 def load(index: int, epoch: int) -> tuple[int, int]:
@@ -135,3 +137,17 @@ def test_evaluation_batches_too() -> None:
     batches = list(eval_batches(load, 50, 4, collate, num_workers=2))
     assert all(map(intact, batches))
     assert [int(i) for batch in batches for i in batch["ids"][:, 0, 0]] == list(range(50))
+
+
+@pytest.mark.parametrize("where", ["here", "worker"])
+def test_full_shared_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    share = torch.Tensor.share_memory_
+
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        if where == "here" or get_worker_info():
+            raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+        return share(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(UserError, match=r"^Shared memory is full: .* --shm-size\), or set fewer train\.num_workers"):
+        next(stream(1))

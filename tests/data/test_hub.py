@@ -96,6 +96,22 @@ def test_the_fingerprint_sees_captions_and_images(tmp_path: Path) -> None:
     assert len(fingerprints) == 3
 
 
+def test_what_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append((args, options))
+        return small_set()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    open_captions("hf:owner/name?revision=abc&config=small&split=test")
+    open_captions("hf:owner/name")
+    assert asked == [
+        (("owner/name", "small"), {"split": "test", "revision": "abc"}),
+        (("owner/name", None), {"split": "train", "revision": None}),
+    ]
+
+
 @pytest.mark.parametrize("spec", ["owner/nothing", "owner/nothing?revision=abc", "{folder}/empty"])
 def test_what_cannot_be_loaded_is_said_in_one_sentence(tmp_path: Path, spec: str) -> None:
     (tmp_path / "empty").mkdir()

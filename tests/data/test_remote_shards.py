@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ import pytest
 from shard_files import shard_bytes, tar_bytes
 
 from vlmkit.contracts import Batch
-from vlmkit.data import remote, remote_shards
+from vlmkit.data import remote, remote_shards, shard_manifest
 from vlmkit.data.loader import Stream
 from vlmkit.data.order import order_of
-from vlmkit.data.remote import fetch
-from vlmkit.data.remote_shards import MANIFEST
+from vlmkit.data.remote import fetch, find_remote, read_remote, without_query
+from vlmkit.data.shard_manifest import MANIFEST, write_manifest
+from vlmkit.data.shards import ShardCaptions
 from vlmkit.data.sources import open_captions
 from vlmkit.errors import UserError
 
@@ -101,6 +103,50 @@ def test_a_manifest_beside_the_shards_spares_the_first_pass(
     assert source.fingerprint == made.fingerprint
     assert source[4].image == b"1/1"
     assert memory == {"01.tar": 1}
+
+
+def test_a_manifest_written_beside_local_shards(memory: Traffic, tmp_path: Path) -> None:
+    for shard, samples in enumerate(SAMPLES):
+        (tmp_path / f"{shard:02d}.tar").write_bytes(shard_bytes(shard, samples))
+    written = write_manifest(str(tmp_path))
+    assert written == tmp_path / MANIFEST
+    fsspec.filesystem("memory").pipe(f"/bucket/set/{MANIFEST}", written.read_bytes())
+    source = open_captions(f"wds:{FOLDER}")
+    assert not memory
+    assert source.fingerprint == open_captions(f"wds:{tmp_path}").fingerprint
+    assert write_manifest(f"{tmp_path}/0[01].tar", f"{tmp_path}/other.json") == tmp_path / "other.json"
+    assert list(json.loads((tmp_path / "other.json").read_text())) == ["00.tar", "01.tar"]
+    for where, message in ((FOLDER, "is remote"), (f"{tmp_path}/x*.tar", "No shards found")):
+        with pytest.raises(UserError, match=message):
+            write_manifest(where)
+
+
+def test_a_manifest_by_hand_has_counts_alone(memory: Traffic, tmp_path: Path) -> None:
+    counts = {f"{shard:02d}.tar": [None, samples, samples] for shard, samples in enumerate(SAMPLES)}
+    counts["00.tar"][0] = len(shard_bytes(0, SAMPLES[0]))
+    counts["07.tar"][1:] = [SAMPLES[7] + 1] * 2
+    manifest = tmp_path / "m.json"
+    manifest.write_text(json.dumps(counts))
+    source = open_captions(f"wds:{FOLDER}?manifest={manifest}")
+    assert not memory
+    assert [source[index].image for index in range(len(EXPECTED) - SAMPLES[7])] == EXPECTED[: -SAMPLES[7]]
+    with pytest.raises(UserError, match=r"07\.tar is not the shard that its manifest describes"):
+        source[len(EXPECTED) - 1]
+    counts["07.tar"][1:] = [SAMPLES[7]] * 2
+    manifest.write_text(json.dumps(counts))
+    assert open_captions(f"wds:{FOLDER}?manifest={manifest}").fingerprint != source.fingerprint
+
+
+def test_sizes_are_asked_for_several_at_a_time(memory: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(4, timeout=10)
+    ask = remote_shards.remote_size
+
+    def slow(url: str) -> int:
+        together.wait()
+        return ask(url)
+
+    monkeypatch.setattr(remote_shards, "remote_size", slow)
+    assert images(open_captions(f"wds:{FOLDER}")) == EXPECTED
 
 
 def test_a_manifest_that_lacks_shards_is_completed(memory: Traffic, tmp_path: Path) -> None:
@@ -240,7 +286,10 @@ def test_nothing_there(memory: Traffic) -> None:
         open_captions(f"wds:{FOLDER}?manifest=memory://bucket/m.json")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"00.tar": [1, 2]}', b'{"00.tar": ["a", 1, 1, "d"]}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b'{"00.tar": [1, 2]}', b'{"00.tar": [1, null, 1]}', b'{"00.tar": ["a", 1, 1, "d"]}', b"\xff"],
+)
 def test_manifests_that_are_none(memory: Traffic, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.json").write_bytes(content)
     with pytest.raises(UserError, match=r"m\.json is not a manifest of shards; remove it"):
@@ -310,6 +359,97 @@ def test_unknown_protocols() -> None:
         UserError, match=r"nonsense://bucket/0\.tar cannot be read .*; use s3://, gs://, https:// or hf"
     ):
         open_captions("wds:nonsense://bucket/0.tar")
+
+
+SIGNED = "https://host/set/0.tar?X-Amz-Algorithm=AWS4&X-Amz-Signature=ab/c%2F"
+
+
+def test_queries_of_web_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are passed on, and no part of any name; options of the source may stand among them."""
+    opened: list[Any] = []
+    monkeypatch.setattr(remote, "_open", lambda url: (None, url))  # as web addresses are, with aiohttp
+    monkeypatch.setattr(ShardCaptions, "__init__", lambda self, *args, **options: opened.append((args, options)))
+    open_captions(f"wds:{SIGNED}&cache_gb=3")
+    assert opened == [((SIGNED,), {"progress": None, "cache_gb": 3.0})]
+    with pytest.raises(UserError, match="no option 'cache_bg'; did you mean cache_gb"):
+        open_captions("wds:https://host/0.tar?cache_bg=3")
+    with pytest.raises(UserError, match="no option 'token'"):
+        open_captions("wds:s3://bucket/0.tar?token=3")
+    assert find_remote(SIGNED, ".tar") == [SIGNED]
+    assert without_query(SIGNED) == "https://host/set/0.tar"
+    for other in ("https://host/train-000?.tar", "s3://bucket/a?b=c"):
+        assert without_query(other) == other
+
+
+def test_another_signature_is_the_same_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[str] = []
+
+    def get(url: str, path: Path, size: int, patience: float) -> None:
+        served.append(url)
+        path.write_bytes(shard_bytes(0, 3))
+
+    monkeypatch.setattr(remote, "_open", lambda url: (None, url))
+    monkeypatch.setattr(remote_shards, "fetch", get)
+    monkeypatch.setattr(remote_shards, "remote_size", lambda url: len(shard_bytes(0, 3)))
+    monkeypatch.setattr(shard_manifest, "read_remote", lambda url, required: None)
+    first = open_captions(f"wds:{SIGNED}")
+    again = open_captions(f"wds:{SIGNED}x")
+    assert served == [SIGNED]
+    assert first.fingerprint == again.fingerprint and images(again) == [b"0/0", b"0/1", b"0/2"]
+
+
+class Refused(Exception):
+    status = 403
+
+
+def test_a_manifest_that_one_may_not_read_is_none_unless_it_is_named(
+    memory: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (PermissionError("no"), Refused()):
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), "cat_file", _raising(error))
+        assert len(open_captions(f"wds:{FOLDER}")) == len(EXPECTED)
+        with pytest.raises(UserError, match="cannot be fetched"):
+            read_remote(f"{FOLDER}/m.json")
+
+
+def _raising(error: Exception) -> Any:
+    def raise_it(*_: Any, **__: Any) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_a_network_that_is_away_for_minutes_ends_no_run(
+    memory: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for a source to open, or is refused, hears of it soon."""
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    files = type(fsspec.filesystem("memory"))
+    get_file = files.get_file
+    monkeypatch.setattr(files, "get_file", _raising(ConnectionError("down")))
+    with pytest.raises(UserError, match="ConnectionError: down"):
+        open_captions(f"wds:{FOLDER}")
+    assert max(waited) < 4
+    waited.clear()
+    with pytest.raises(UserError, match="ConnectionError: down"):
+        fetch(f"{FOLDER}/00.tar", tmp_path / "x", 10)
+    assert 300 < sum(waited) < 400 and max(waited) <= 60
+    assert "00.tar did not arrive (down); trying again in 1 s" in caplog.text
+    monkeypatch.setattr(files, "get_file", get_file)
+    source = open_captions(f"wds:{FOLDER}")
+    for entry in remote_shards.cache_folder("shards").rglob("*.tar"):
+        entry.unlink()
+    waited.clear()
+    monkeypatch.setattr(files, "get_file", _raising(ConnectionError("down")))
+    with pytest.raises(UserError, match="ConnectionError: down"):
+        source[0]
+    assert sum(waited) > 300
+    waited.clear()
+    monkeypatch.setattr(files, "get_file", _raising(Refused()))
+    with pytest.raises(UserError, match="cannot be fetched"):
+        source[0]
+    assert not waited
 
 
 def test_a_fetch_is_tried_again_and_then_reported(

@@ -94,7 +94,7 @@ def test_columns_by_name(folder: Path) -> None:
 
 
 def test_several_captions_as_a_json_list(folder: Path) -> None:
-    cells = ['["one", "two"]', '["one", 2]', "[not json", "[]"]
+    cells = ['["one", "", null, "two"]', '["one", 2]', "[not json", "[]"]
     lines = ["image\tcaption"]
     for letter, cell in zip("abcd", cells, strict=True):
         doubled = cell.replace('"', '""')
@@ -137,6 +137,35 @@ def test_csv_files_of_no_use(folder: Path, content: str | None, message: str) ->
         open_captions(f"csv:{folder}/a.csv")
 
 
+@pytest.mark.parametrize("cell", ['"a stray quote', '"two cells","in place of one'])
+@pytest.mark.parametrize("block", [2**24, 2**17])
+def test_a_quote_that_is_never_closed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cell: str, block: int
+) -> None:
+    monkeypatch.setattr(tables, "_CSV_BLOCK_BYTES", block)
+    lines = [f"pictures/a.png,the caption of row {row}" for row in range(10000)]
+    lines[2] = "alone"  # a row that is skipped counts too
+    lines[5] = f"pictures/a.png,{cell}"
+    file = write_csv(folder / "a.csv", "image,caption\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"a\.csv has a quote that is never closed.*; check row 7 "):
+        open_captions(f"csv:{file}")
+    lines[5] = 'pictures/a.png,a quote " inside of a cell opens nothing'
+    write_csv(file, "image,caption\n" + "\n".join(lines) + "\n")
+    assert len(open_captions(f"csv:{file}")) == 10000
+
+
+def test_long_cells_of_one_line_are_no_open_quotes(folder: Path) -> None:
+    file = write_csv(folder / "a.csv", f"image,caption,pixels\npictures/a.png,x,{'A' * 2**17}\n")
+    assert rows(open_captions(f"csv:{file}")) == [(b"a", ("x",))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_headers_in_other_encodings(folder: Path, encoding: str) -> None:
+    file = write_csv(folder / "a.csv", "image,größe,caption\na.png,1,x\n".encode(encoding))
+    with pytest.raises(UserError, match=r"The header of .*a\.csv is not UTF-8 .*iconv"):
+        open_captions(f"csv:{file}")
+
+
 def test_wrong_separators(folder: Path) -> None:
     with pytest.raises(UserError, match=r"sep of the source .* must be one character, or tab, not 'ab'"):
         open_captions(f"csv:{folder}/a.csv?sep=ab")
@@ -174,13 +203,37 @@ def test_parquet_in_several_files(folder: Path) -> None:
     assert rows(open_captions(f"parquet:{folder}/[12].parquet")) == expected[3:]
 
 
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_paths_in_parquet_are_relative_to_their_own_file_or_to_a_root(folder: Path, as_struct: bool) -> None:
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        (folder / name / "a.png").write_bytes(name.encode())
+        paths = ["a.png", str(folder / "pictures" / "b.png"), None, ""]
+        images = pa.array([{"path": path} for path in paths], STRUCT) if as_struct else pa.array(paths)
+        write_parquet(folder / name / "x.parquet", image=images, caption=["1", "2", "3", "4"])
+    found = rows(open_captions(f"parquet:{folder}/{{one,two}}/x.parquet"))
+    assert found[:2] == [(b"one", ("1",)), (b"b", ("2",))]
+    assert found[4:6] == [(b"two", ("1",)), (b"b", ("2",))]
+    assert all(isinstance(reason, str) for reason in found[2:4] + found[6:])
+    found = rows(open_captions(f"parquet:{folder}/{{one,two}}/x.parquet?root={folder}/pictures"))
+    assert found[0] == found[4] == (b"a", ("1",))
+
+
+def test_parquet_texts_in_dictionaries(folder: Path) -> None:
+    texts = pa.array(["one", "two", "one"]).dictionary_encode()
+    file = write_parquet(folder / "a.parquet", image=[b"a"] * 3, caption=texts)
+    write_parquet(folder / "b.parquet", image=[b"a"], caption=["plain"])
+    assert rows(open_captions(f"parquet:{file}")) == [(b"a", (text,)) for text in ("one", "two", "one")]
+    assert len(open_captions(f"parquet:{folder}")) == 4
+
+
 def test_bad_rows_of_a_parquet_file(folder: Path) -> None:
     file = write_parquet(
         folder / "a.parquet",
         image=pa.array(
             [{"bytes": b"a"}, None, {}, {"path": "pictures/z.png"}, {"bytes": b"e"}, {"bytes": b"f"}], STRUCT
         ),
-        caption=pa.array([["fine"], ["x"], ["x"], ["x"], None, ["x", None]]),
+        caption=pa.array([["fine", None, " "], ["x"], ["x"], ["x"], None, [" ", None]]),
     )
     found = rows(open_captions(f"parquet:{file}"))
     assert found[0] == (b"a", ("fine",))
@@ -249,7 +302,7 @@ def test_jsonl(folder: Path) -> None:
 def test_bad_lines_of_a_jsonl_file(folder: Path) -> None:
     file = write_jsonl(
         folder / "a.jsonl",
-        {"image": "pictures/a.png", "caption": "fine"},
+        {"image": "pictures/a.png", "caption": ["fine", " ", None]},
         b"{broken",
         ["a list"],
         {"image": 5, "caption": "x"},
@@ -269,6 +322,8 @@ def test_bad_lines_of_a_jsonl_file(folder: Path) -> None:
 def test_jsonl_files_of_no_use(folder: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl cannot be read \(No such file"):
         open_captions(f"jsonl:{folder}/none.jsonl")
+    with pytest.raises(UserError, match=r" cannot be read \(Is a directory\)"):
+        open_captions(f"jsonl:{folder}")
     file = write_jsonl(folder / "a.jsonl", {"url": "x", "alt": "y"})
     with pytest.raises(
         UserError, match=r"No line of .*a\.jsonl is an object with an image .*; the first has: url, alt"

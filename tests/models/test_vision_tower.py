@@ -80,6 +80,28 @@ def test_facts_are_the_registrys(tower):
         assert sum(p.numel() for p in built.parameters()) == facts.num_params, facts.name
 
 
+VITS = {"Ti": (192, 12), "S": (384, 12), "B": (768, 12), "L": (1024, 24)}
+
+
+@pytest.mark.parametrize("patch_size", [16, 14])
+@pytest.mark.parametrize("size", VITS)
+def test_vits_of_every_size_with_both_patches(size, patch_size):
+    with torch.device("meta"):
+        built = VisionTower(tower_config(f"ViT-{size}-{patch_size}"))
+    assert (built.width, built.num_layers, built.patch_size) == (*VITS[size], patch_size)
+    assert built.grid == (224 // patch_size,) * 2
+    pixels = torch.empty(2, 3, 224, 224, device="meta")
+    assert built.pooled(pixels).shape == (2, built.width)
+    assert built(pixels, frozenset({"patches"})).patches.shape == (2, (224 // patch_size) ** 2, built.width)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("hrnet_w18_small", 4), ("hrnet_w18", 12)])
+def test_hrnets_name_their_blocks_otherwise(name, blocks):
+    with torch.device("meta"):
+        built = VisionTower(tower_config(f"timm:{name}"))
+    assert built.num_layers == blocks and len({id(block) for block in built.blocks()}) == blocks
+
+
 @torch.no_grad()
 def test_poolings_are_the_class_token_and_one_query_that_attends(images):
     tok, attentional = (VisionTower(config_from_facts(FACTS, pooling=pooling)).eval() for pooling in ("tok", "map"))

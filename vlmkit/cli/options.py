@@ -21,7 +21,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan an
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="Training data: miniworld:train, wds:DIR/*.tar, llava:FILE, ...")
+    str | None, typer.Option("--data", help="Training data, KIND:WHERE like miniworld:train; kinds: vlmkit models.")
 ]
 ValOption = Annotated[str | None, typer.Option("--val", help="Held-out data, written like --data; `none` for none.")]
 BadFractionOption = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -21,7 +22,7 @@ COLUMNS = ("image", "caption")
 Convert = Callable[[], pa.RecordBatchReader]
 """Reads the rows of a table as batches of the two columns COLUMNS (see vlmkit.data.cells)."""
 
-_VERSION = 1
+_VERSION = 2
 _ROWS, _HEADER = "rows.arrow", "header.json"
 _HASHED_BYTES = 2**20
 _PROBED_ROWS = 64
@@ -109,7 +110,8 @@ class ArrowCaptions:
 
 def _describe(file: Path) -> list[str | int]:
     try:
-        status = file.stat()
+        with file.open("rb") as opened:  # of a folder, or without permission, there is a status but nothing to read
+            status = os.fstat(opened.fileno())
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); check the path.") from error
     return [str(file.resolve()), status.st_size, status.st_mtime_ns]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from vlmkit.contracts import Batch
+from vlmkit.errors import UserError
 
 SLOTS = 16
 """Batches of one process that may be under way or in use at the same time; more of them take the ordinary way."""
@@ -25,10 +26,11 @@ class BatchSlots:
 
     A process places a batch in one of its slots; the process that trains marks the slot as free when the last tensor
     of the batch is gone there. A slot has one writer and one reader, and a flag that says whose turn it is.
+    Making it and placing a batch raise UserError where shared memory is full.
     """
 
     def __init__(self, num_workers: int) -> None:
-        self._taken = torch.zeros(num_workers, SLOTS, dtype=torch.uint8).share_memory_()
+        self._taken = _shared(torch.zeros(num_workers, SLOTS, dtype=torch.uint8))
         self._memory: dict[int, torch.Tensor] = {}
 
     def place(self, batch: Batch, worker: int) -> Batch:
@@ -56,11 +58,21 @@ class BatchSlots:
         """The slot's memory, uint8; made anew, with some to spare, where it is too small."""
         needed = sum(_aligned(tensor.nbytes) for tensor in tensors.values())
         if slot not in self._memory or len(self._memory[slot]) < needed:
-            self._memory[slot] = torch.empty(needed + needed // 4, dtype=torch.uint8).share_memory_()
+            self._memory[slot] = _shared(torch.empty(needed + needed // 4, dtype=torch.uint8))
         return self._memory[slot]
 
     def _free(self, taken: tuple[int, int]) -> None:
         self._taken[taken] = 0
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"Shared memory is full: no room for {tensor.nbytes / 1e6:.0f} MB of a batch; give it more (docker: "
+            "--shm-size), or set fewer train.num_workers or a smaller train.micro_batch_size."
+        ) from error
 
 
 def _copy_into(room: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

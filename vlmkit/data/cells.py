@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlmkit.data.image_folder import ImageFolder
 from vlmkit.data.samples import BadSample
@@ -35,11 +35,20 @@ def find_column(columns: Sequence[str], given: str | None, names: Sequence[str],
 
 
 def check_captions(value: Any) -> tuple[str, ...]:
-    """The captions that a text or a list of texts stands for. Raises BadSample if it is anything else, or blank."""
-    captions = tuple(value) if isinstance(value, list) else (value,)
-    if not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+    """The captions that a text or a list of texts stands for, without those that are null or blank.
+
+    Raises BadSample if none is left, or it is anything else.
+    """
+    listed = value if isinstance(value, list) else [value]
+    captions = tuple(caption for caption in listed if caption and caption.strip()) if is_list_of_texts(listed) else ()
+    if not captions:
         raise BadSample("the caption is empty or not a text")
     return captions
+
+
+def is_list_of_texts(value: Any) -> TypeGuard[list[str | None]]:
+    """Whether it is a list of texts, of which some may be null."""
+    return isinstance(value, list) and all(text is None or isinstance(text, str) for text in value)
 
 
 def read_captions(cell: Any) -> tuple[str, ...]:
@@ -49,7 +58,7 @@ def read_captions(cell: Any) -> tuple[str, ...]:
             listed = json.loads(cell)
         except ValueError:
             listed = None  # a caption that happens to begin with a bracket
-        if isinstance(listed, list) and listed and all(isinstance(caption, str) for caption in listed):
+        if listed and is_list_of_texts(listed):
             cell = listed
     return check_captions(cell)
 

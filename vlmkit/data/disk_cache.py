@@ -72,7 +72,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield True
+        try:
+            yield True
+        finally:
+            # A process forked meanwhile has the file open too, so closing it here would not release the lock.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _writable(directory: Path) -> Path:

@@ -181,12 +181,12 @@ class _Assembled(Dataset[Batch | UserError]):
         self._slots = slots
 
     def __getitem__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
+        worker = get_worker_info()
         try:
             batch = self._assemble(keys)
+            return self._slots.place(batch, worker.id) if worker else batch
         except UserError as error:
             return error
-        worker = get_worker_info()
-        return self._slots.place(batch, worker.id) if worker else batch
 
 
 def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[Batch]:

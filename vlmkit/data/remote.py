@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import errno
+import logging
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vlmkit.data.disk_cache import disk_full
 from vlmkit.errors import UserError
 
-_ATTEMPTS = 3
+PATIENCE = 330.0
+"""Seconds, at least, that ``fetch`` goes on trying: a network that comes back within five minutes ends no run."""
+
+_LONGEST_PAUSE = 60.0
+_PASSING_STATUS = (408, 425, 429)
 _GLOB = frozenset("*?[")
+_QUERY = re.compile(r"\?[\w.-]+=.*")  # any other question mark is a wildcard
+_log = logging.getLogger(__name__)
 
 
 def is_remote(where: str) -> bool:
@@ -19,11 +28,17 @@ def is_remote(where: str) -> bool:
     return "://" in where
 
 
+def without_query(url: str) -> str:
+    """The URL without what may differ each time it is asked for: the query of a web address."""
+    return _QUERY.sub("", url) if url.startswith(("http://", "https://")) else url
+
+
 def find_remote(url: str, suffix: str) -> list[str]:
     """The URLs of the files that ``url`` stands for, in order: those of a glob or a folder (may be none), or itself."""
     filesystem, path = _open(url)
-    is_pattern = bool(_GLOB & set(path))
-    if not is_pattern and path.endswith(suffix):
+    address = without_query(path)
+    is_pattern = bool(_GLOB & set(address))
+    if not is_pattern and (address.endswith(suffix) or address != path):  # a query is about one file
         return [url]
     try:
         found = sorted(filesystem.glob(path if is_pattern else f"{path.rstrip('/')}/*{suffix}"))
@@ -44,34 +59,61 @@ def remote_size(url: str) -> int:
     return int(size)
 
 
-def read_remote(url: str) -> bytes | None:
-    """The content of a small file; None if it is not there."""
+def read_remote(url: str, required: bool = True) -> bytes | None:
+    """The content of a small file; None if it is not there or, unless it is ``required``, access is refused.
+
+    (S3 refuses access to what is not there, unless one may list.)
+    """
     filesystem, path = _open(url)
     try:
         return bytes(filesystem.cat_file(path))
     except FileNotFoundError:
         return None
     except Exception as error:
+        if not required and _is_final(error):
+            return None
         raise _unreachable(url, error) from error
 
 
-def fetch(url: str, path: Path, size: int) -> None:
-    """Write the file at ``url``, of ``size`` bytes, to ``path``; tries again where that may help, then UserError."""
+def fetch(url: str, path: Path, size: int, patience: float = PATIENCE) -> None:
+    """Write the file at ``url``, of ``size`` bytes, to ``path``.
+
+    Tries again where that may help, with pauses of ``patience`` seconds together. Raises UserError in the end.
+    """
     filesystem, remote_path = _open(url)
-    for attempt in range(_ATTEMPTS):
-        time.sleep(2**attempt - 1)
+    for pause in _pauses(patience):
         try:
             filesystem.get_file(remote_path, str(path))
             if path.stat().st_size == size:
                 return
             reason: Exception = OSError(f"{path.stat().st_size} bytes arrived where there should be {size}")
-        except (FileNotFoundError, PermissionError) as error:
-            raise _unreachable(url, error) from error
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise disk_full(path.parent) from error
+            if _is_final(error):
+                raise _unreachable(url, error) from error
             reason = error
+        if pause:
+            _log.warning("%s did not arrive (%s); trying again in %.0f s", without_query(url), reason, pause)
+            time.sleep(pause)
     raise _unreachable(url, reason) from reason
+
+
+def _pauses(patience: float) -> Iterator[float]:
+    """Pauses after attempts: 1 s, then ever longer, ``patience`` together; after the last attempt none."""
+    pause = 1.0
+    while patience > 0:
+        yield min(pause, patience)
+        patience -= pause
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    yield 0.0
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether a server has answered that it will not give the file, now or later."""
+    status = getattr(error, "status", None)  # of aiohttp's errors
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
+    return refused or isinstance(error, FileNotFoundError | PermissionError)
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -92,5 +134,6 @@ def _open(url: str) -> tuple[Any, str]:
 
 def _unreachable(url: str, error: Exception) -> UserError:
     return UserError(
-        f"{url} cannot be fetched ({type(error).__name__}: {error}); check the address, the network and your access."
+        f"{without_query(url)} cannot be fetched ({type(error).__name__}: {error}); "
+        "check the address, the network and your access."
     )

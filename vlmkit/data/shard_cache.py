@@ -150,13 +150,13 @@ class ShardCache:
         """
         reserved, placed = 0, []
         for entry in self._directory.iterdir():
-            if entry.suffix == ".part":
+            if entry.suffix in (".part", ".rows"):
                 shard, bytes_reserved, _ = entry.name.split(".")
                 lock = self._lock_of(int(shard))
                 with locked(lock, wait=False) as free:
                     if free or lock == self._lock_of(wanted):
                         entry.unlink(missing_ok=True)
-                    else:
+                    elif entry.suffix == ".part":
                         reserved += int(bytes_reserved)
             elif entry.suffix == ".tar":
                 status = entry.stat()

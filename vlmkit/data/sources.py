@@ -3,7 +3,7 @@
 miniworld:SPLIT?scenes=&seed=&image_size=            captions, conversations, labels   the embedded drawn world
 wds:SHARDS?allow_truncated=&cache_gb=&manifest=      captions   tar shards: file, folder, glob or {a..b}, path or URL
 csv:FILE?image=&caption=&root=&sep=                  captions   paths of images and captions; .tsv: separated by tabs
-parquet:FILES?image=&caption=                        captions   file, folder, glob or {a..b}
+parquet:FILES?image=&caption=&root=                  captions   file, folder, glob or {a..b}
 jsonl:FILE?images=                                   captions   JSON lines beside a folder of images
 hf:NAME?split=&image=&caption=&revision=&config=     captions   a data set of the Hugging Face hub, or a local one
 llava:FILE.json?images=                              conversations                     LLaVA's JSON form
@@ -150,7 +150,7 @@ _CAPTIONS = {
     "miniworld": _Kind(WorldCaptions, _WORLD_OPTIONS),
     "wds": _Kind(ShardCaptions, {"allow_truncated": _flag, "cache_gb": _size, "manifest": str}, reports=True),
     "csv": _Kind(csv_captions, {"image": str, "caption": str, "root": str, "sep": _separator}),
-    "parquet": _Kind(parquet_captions, {"image": str, "caption": str}, reports=True),
+    "parquet": _Kind(parquet_captions, {"image": str, "caption": str, "root": str}, reports=True),
     "jsonl": _Kind(jsonl_captions, {"images": str}),
     "hf": _Kind(HubCaptions, dict.fromkeys(("split", "image", "caption", "revision", "config"), str)),
 }
@@ -164,7 +164,7 @@ _LABELS = {
 }
 
 # A question mark that no option=value follows belongs to WHERE, as in the glob train-000?.tar.
-_SPEC = re.compile(r"(?P<kind>\w*):(?P<where>.+?)(?:\?(?P<options>\w+=[^?]*))?")
+_SPEC = re.compile(r"(?P<kind>\w*):(?P<where>.+?)(?:\?(?P<options>[\w-]+=[^?]*))?")
 
 
 def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind], progress: Progress | None = None) -> Any:
@@ -177,10 +177,20 @@ def _open(spec: str, purpose: str, kinds: Mapping[str, _Kind], progress: Progres
             f"{match['kind']!r} in {spec!r} is no kind of source for {purpose}; use one of {', '.join(kinds)}."
         )
     options: dict[str, Any] = {"progress": progress} if kind.reports else {}
+    query = []
     for assignment in match["options"].split("&") if match["options"] else []:
         name, _, text = assignment.partition("=")
-        options[name] = _read_option(spec, kind.options, name, text)
-    return kind.open(match["where"], **options)
+        if _belongs_to_address(match["where"], name, kind.options):
+            query.append(assignment)
+        else:
+            options[name] = _read_option(spec, kind.options, name, text)
+    return kind.open("?".join([match["where"], *filter(None, ["&".join(query)])]), **options)
+
+
+def _belongs_to_address(where: str, name: str, known: Mapping[str, Any]) -> bool:
+    """Whether an option is part of a web address (a token, a signature), and no slip of the pen."""
+    is_web = where.startswith(("http://", "https://"))
+    return is_web and name not in known and not difflib.get_close_matches(name, known, n=1)
 
 
 def _read_option(spec: str, readers: Mapping[str, Callable[[str], Any]], name: str, text: str) -> Any:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from vlmkit.data.arrow_rows import COLUMNS, ArrowCaptions
-from vlmkit.data.cells import CAPTION_NAMES, IMAGE_NAMES, find_column
+from vlmkit.data.cells import CAPTION_NAMES, IMAGE_NAMES, find_column, is_list_of_texts
 from vlmkit.data.image_folder import ImageFolder
 from vlmkit.data.patterns import find_paths
 from vlmkit.errors import UserError
@@ -21,6 +23,8 @@ from vlmkit.errors import UserError
 Progress = Callable[[int, int], None]
 
 _CSV_BLOCK_BYTES = 16 * 2**20
+_CSV_CELL_BYTES = 2**16
+"""Longer cells of several lines are what a quote that is never closed has swallowed."""
 _ROWS_AT_ONCE = 1024
 
 
@@ -31,23 +35,27 @@ def csv_captions(
 
     Columns that are not named are found by their usual names. ``sep`` is the separator, by default a comma, or a tab if
     the name ends in ``.tsv``. Rows with another number of cells than the header has come last, as BadSamples. Raises
-    UserError if the file cannot be read or lacks a column.
+    UserError if the file cannot be read, lacks a column, or has a quote that is never closed.
     """
     path = Path(file).expanduser()
     separator = sep or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    with _open_csv(path, separator) as opened:
-        columns = opened.schema.names
+    columns = _csv_columns(path, separator)
     names = _choose(columns, image, caption, str(path))
     settings = {"kind": "csv", "columns": names, "separator": separator}
     images = ImageFolder(Path(root).expanduser() if root else path.parent)
-    convert = partial(_convert_csv, path, names, separator)
+    convert = partial(_convert_csv, path, columns, names, separator)
     return ArrowCaptions([path], settings, convert, images, "name their folder with ?root=DIR")
 
 
 def parquet_captions(
-    pattern: str, image: str | None = None, caption: str | None = None, progress: Progress | None = None
+    pattern: str,
+    image: str | None = None,
+    caption: str | None = None,
+    root: str | None = None,
+    progress: Progress | None = None,
 ) -> ArrowCaptions:
-    """The rows of Parquet files: images as bytes, as a struct of bytes and path, or as paths relative to the file.
+    """The rows of Parquet files: images as bytes, as a struct of bytes and path, or as paths (relative to ``root``,
+    else to the file that names them).
 
     ``pattern`` is a file, a folder, a glob, or one with braces. Parquet cannot be read row by row, so the two columns
     are copied into the cache directory at first, uncompressed; ``progress`` hears how many of the files are. Raises
@@ -61,9 +69,12 @@ def parquet_captions(
     names = _choose(schema.names, image, caption, str(paths[0]))
     _check_types(schema, names, paths[0])
     wanted = _columns_of(schema, names, paths[0])
-    settings = {"kind": "parquet", "columns": names}
-    convert = partial(_convert_parquet, paths, names, wanted, progress)
-    return ArrowCaptions(paths, settings, convert, ImageFolder(paths[0].parent), "paths are relative to the file")
+    folder = Path(root).expanduser() if root else paths[0].parent
+    # Paths are kept as they are seen from one folder; without a root, that depends on where the files lie.
+    prefixes = ["" if root else _prefix(path.parent, folder) for path in paths]
+    settings = {"kind": "parquet", "columns": names, **({"prefixes": prefixes} if any(prefixes) else {})}
+    convert = partial(_convert_parquet, paths, prefixes, names, wanted, progress)
+    return ArrowCaptions(paths, settings, convert, ImageFolder(folder), "name their folder with ?root=DIR")
 
 
 def jsonl_captions(file: str, images: str | None = None) -> ArrowCaptions:
@@ -86,12 +97,21 @@ def _choose(columns: Sequence[str], image: str | None, caption: str | None, wher
     ]
 
 
-def _open_csv(path: Path, separator: str, names: list[str] | None = None, skipped: list[Any] | None = None) -> Any:
-    """A reader of the columns ``names`` (all, without), as texts; rows of the wrong length go to ``skipped``."""
+class _SkippedRow(NamedTuple):
+    """A row of another length than the header: its number, the header being row 1, and how many bytes it has."""
+
+    number: int
+    size: int
+
+
+def _open_csv(
+    path: Path, separator: str, columns: Sequence[str] = (), skipped: list[_SkippedRow] | None = None
+) -> pa_csv.CSVStreamingReader:
+    """A reader of a file, with ``columns`` as texts; rows of the wrong length go to ``skipped``."""
 
     def skip(row: Any) -> str:
         if skipped is not None:
-            skipped.append(None)
+            skipped.append(_SkippedRow(row.number, len(row.text)))
         return "skip"
 
     try:
@@ -100,9 +120,7 @@ def _open_csv(path: Path, separator: str, names: list[str] | None = None, skippe
             read_options=pa_csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
             parse_options=pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=skip),
             # Cells that are no UTF-8 spoil their rows, not the file.
-            convert_options=pa_csv.ConvertOptions(
-                check_utf8=False, include_columns=names, column_types=dict.fromkeys(names or [], pa.string())
-            ),
+            convert_options=pa_csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(columns, pa.string())),
         )
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); give a CSV or TSV file.") from error
@@ -110,16 +128,64 @@ def _open_csv(path: Path, separator: str, names: list[str] | None = None, skippe
         raise UserError(f"{path} is not a CSV file with a header ({error}); check it, and its ?sep=.") from error
 
 
-def _convert_csv(path: Path, names: list[str], separator: str) -> pa.RecordBatchReader:
+def _csv_columns(path: Path, separator: str) -> list[str]:
+    with _open_csv(path, separator) as opened:
+        try:
+            return list(opened.schema.names)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The header of {path} is not UTF-8 ({error.reason}); convert the file, e.g. with iconv -f UTF-16 "
+                "-t UTF-8, or -f LATIN1."
+            ) from error
+
+
+def _convert_csv(path: Path, columns: Sequence[str], names: Sequence[str], separator: str) -> pa.RecordBatchReader:
     schema = pa.schema([(column, pa.string()) for column in COLUMNS])
+    chosen = [columns.index(name) for name in names]
 
     def batches() -> Iterator[pa.RecordBatch]:
-        skipped: list[None] = []
-        for batch in _open_csv(path, separator, names, skipped):
-            yield batch.rename_columns(list(COLUMNS))
+        skipped: list[_SkippedRow] = []
+        done = 0
+        try:
+            with _open_csv(path, separator, columns, skipped) as reader:
+                for batch in reader:
+                    _refuse_open_quotes(path, batch, done, skipped)
+                    done += len(batch)
+                    yield pa.record_batch([batch.column(index) for index in chosen], schema)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            raise _open_quote(path, _csv_row(done, skipped)) from error  # it has swallowed a whole block
         yield pa.record_batch([pa.nulls(len(skipped), pa.string())] * 2, schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _refuse_open_quotes(path: Path, batch: pa.RecordBatch, done: int, skipped: Sequence[_SkippedRow]) -> None:
+    """Raise UserError if a cell of the batch (``done`` rows come before it), or a skipped row, has swallowed others."""
+    for row in skipped:
+        if row.size > _CSV_CELL_BYTES:
+            raise _open_quote(path, row.number)
+    for column in batch.columns:
+        long = pa_compute.indices_nonzero(pa_compute.greater(pa_compute.binary_length(column), _CSV_CELL_BYTES))
+        for index in long.to_pylist():
+            if b"\n" in column[index].as_buffer().to_pybytes():
+                raise _open_quote(path, _csv_row(done + index, skipped))
+
+
+def _csv_row(index: int, skipped: Sequence[_SkippedRow]) -> int:
+    """The number in the file, its header being row 1, of a row that was not skipped."""
+    number = index + 2
+    for row in skipped:
+        number += row.number <= number
+    return number
+
+
+def _open_quote(path: Path, row: int) -> UserError:
+    return UserError(
+        f"{path} has a quote that is never closed, or a cell of more than {_CSV_CELL_BYTES // 1024} KB in several "
+        f"lines; check row {row} (the header is row 1)."
+    )
 
 
 def _open_parquet(path: Path) -> pa_parquet.ParquetFile:
@@ -134,11 +200,39 @@ def _columns_of(schema: pa.Schema, names: list[str], path: Path) -> pa.Schema:
     """COLUMNS with the types that the columns called ``names`` have."""
     image, caption = names
     chosen = _choose(schema.names, image, caption, str(path))
-    return pa.schema([(column, schema.field(name).type) for name, column in zip(chosen, COLUMNS, strict=True)])
+    return pa.schema([(column, _plain(schema.field(name).type)) for name, column in zip(chosen, COLUMNS, strict=True)])
+
+
+def _plain(data_type: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, which are another way of storing the same."""
+    if pa.types.is_dictionary(data_type):
+        return data_type.value_type
+    return pa.list_(_plain(data_type.value_type)) if pa.types.is_list(data_type) else data_type
+
+
+def _prefix(folder: Path, base: Path) -> str:
+    """What leads from ``base`` to the files of ``folder``; empty if they are the same."""
+    relative = os.path.relpath(folder, base)
+    return "" if relative == os.curdir else f"{relative}/"
+
+
+def _prefixed(images: pa.Array, prefix: str) -> pa.Array:
+    """The images, with ``prefix`` before those that are relative paths."""
+    if not prefix:
+        return images
+    if pa.types.is_struct(images.type):
+        names = [field.name for field in images.type]
+        parts = [_prefixed(images.field(name), prefix if name == "path" else "") for name in names]
+        return pa.StructArray.from_arrays(parts, fields=list(images.type), mask=images.is_null())
+    if not _is_text(images.type):
+        return images
+    start = pa.scalar(prefix, images.type)
+    joined = pa_compute.binary_join_element_wise(start, images, pa.scalar("", images.type))
+    return pa_compute.if_else(pa_compute.match_substring_regex(images, "^(/|$)"), images, joined)
 
 
 def _check_types(schema: pa.Schema, names: list[str], path: Path) -> None:
-    image, caption = (schema.field(name).type for name in names)
+    image, caption = (_plain(schema.field(name).type) for name in names)
     cell_types = [field.type for field in image] if pa.types.is_struct(image) else [image]
     if not any(map(_is_bytes, cell_types)) and not any(map(_is_text, cell_types)):
         raise UserError(
@@ -160,15 +254,16 @@ def _is_text(data_type: pa.DataType) -> bool:
 
 
 def _convert_parquet(
-    paths: Sequence[Path], names: list[str], schema: pa.Schema, progress: Progress | None
+    paths: Sequence[Path], prefixes: Sequence[str], names: list[str], schema: pa.Schema, progress: Progress | None
 ) -> pa.RecordBatchReader:
     def batches() -> Iterator[pa.RecordBatch]:
-        for done, path in enumerate(paths, 1):
+        for done, (path, prefix) in enumerate(zip(paths, prefixes, strict=True), 1):
             with _open_parquet(path) as file:
                 if _columns_of(file.schema_arrow, names, path) != schema:
                     raise UserError(f"The columns of {path} have other types than those of {paths[0]}; convert one.")
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=names):
-                    yield pa.record_batch([batch.column(name) for name in names], schema)
+                    images, captions = (batch[name].cast(field.type) for name, field in zip(names, schema, strict=True))
+                    yield pa.record_batch([_prefixed(images, prefix), captions], schema)
             if progress is not None:
                 progress(done, len(paths))
 
@@ -179,7 +274,7 @@ def _convert_jsonl(path: Path) -> pa.RecordBatchReader:
     schema = pa.schema([(COLUMNS[0], pa.string()), (COLUMNS[1], pa.list_(pa.string()))])
 
     def batches() -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[str | None, list[str] | None]] = []
+        rows: list[tuple[str | None, list[str | None] | None]] = []
         usable, keys = False, ""
         with path.open("rb") as lines:
             for line in lines:
@@ -202,7 +297,7 @@ def _convert_jsonl(path: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _batch(rows: Sequence[tuple[str | None, list[str] | None]], schema: pa.Schema) -> pa.RecordBatch:
+def _batch(rows: Sequence[tuple[str | None, list[str | None] | None]], schema: pa.Schema) -> pa.RecordBatch:
     columns = list(zip(*rows, strict=True)) or [(), ()]
     return pa.record_batch([pa.array(cells, field.type) for cells, field in zip(columns, schema, strict=True)], schema)
 
@@ -221,10 +316,8 @@ def _image_of(record: dict[str, Any]) -> str | None:
     return image if isinstance(image, str) else None
 
 
-def _captions_of(record: dict[str, Any]) -> list[str] | None:
+def _captions_of(record: dict[str, Any]) -> list[str | None] | None:
     found = (record[name] for name in CAPTION_NAMES if name in record)
     captions = next(found, None)
     captions = [captions] if isinstance(captions, str) else captions
-    if isinstance(captions, list) and all(isinstance(caption, str) for caption in captions):
-        return captions
-    return None
+    return captions if is_list_of_texts(captions) else None

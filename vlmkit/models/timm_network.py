@@ -68,7 +68,8 @@ def blocks(network: Network) -> list[nn.Module]:
     """The network's blocks, first to last: those of a ViT, or of a convnet's stages by timm's own grouping."""
     pattern = None
     if not is_isotropic(network) and hasattr(network, "group_matcher"):
-        pattern = network.group_matcher(coarse=False).get("blocks")
+        groups = network.group_matcher(coarse=False)
+        pattern = groups.get("blocks", groups.get("block_types"))  # HRNets have the other name
     if isinstance(pattern, list):
         # Beside the blocks, a list has the layers between and after them, with a place of their own.
         patterns = [regex for regex, place in pattern if place is None]

@@ -16,8 +16,8 @@ from vlmkit.recipe import load_recipe, vary
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
-PUBLISHED = sorted((ROOT / "superclass").glob("*.yaml"))
 SUPERCLIP = ROOT / "superclass" / "superclip_b16_512m.yaml"
+PUBLISHED = sorted({*(ROOT / "superclass").glob("*.yaml")} - {SUPERCLIP})
 WORLD = "miniworld:train?scenes=100"
 
 
@@ -32,7 +32,7 @@ def test_a_shipped_recipe_can_be_planned(path: Path, tmp_path: Path) -> None:
     assert all(word in lines[1] for word in ("Hardware:", "Time:", "Expect:"))
     plans = list(_plans(load(path), tmp_path))
     # Recipes for many GPUs do not fit a small machine; that they say so is right.
-    assert plans and (path in PUBLISHED or all(plan.obstacle is None for plan in plans))
+    assert plans and (path.parent.name == "superclass" or all(plan.obstacle is None for plan in plans))
 
 
 def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
@@ -42,7 +42,8 @@ def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
         assert isinstance(local, PretrainRecipe)
         yield plan_pretrain.plan(local, out)
     elif isinstance(recipe, StudyRecipe):
-        arms = {cell.arm: cell.recipe for cell in study.cells(recipe).values()}
+        # Losses, IDF and batches change nothing that takes long to plan: one arm of each objective is enough.
+        arms = {cell.recipe.objective.name: cell.recipe for cell in study.cells(recipe).values()}
         for arm in arms.values():
             yield from _plans(arm, out)
     elif isinstance(recipe, SweepRecipe):
@@ -54,7 +55,7 @@ def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
         yield plan_vlm.plan(local, out)
 
 
-@pytest.mark.parametrize("path", [path for path in PUBLISHED if path != SUPERCLIP], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("objective", ["superclass", "clip"])
 def test_published_runs_have_the_published_settings(path: Path, objective: str, tmp_path: Path) -> None:
     """SuperClass's training table: samples, batch, rate, betas and warm-up by the length of the run."""

@@ -55,6 +55,7 @@ def test_nested_sections_keep_the_defaults_of_their_command() -> None:
         ({"labels.idf": "corpus", "labels.idf_frozen_after": 9}, ["idf_frozen_after is for idf running", "corpus"]),
         ({"labels.idf": "none", "labels.idf_frozen_after": 9}, ["idf_frozen_after is for idf running", "none"]),
         ({"data.max_bad_fraction": 2}, ["data.max_bad_fraction"]),
+        ({"data.train": {"wds:a.tar": -1}}, ["not valid: data.train.wds:a.tar: input should be greater than 0"]),
         ({"train.optim.schedule": "linear"}, ["train.optim.schedule", "cosine"]),
     ],
 )

@@ -79,7 +79,9 @@ def parse_recipe(command: str, raw: Mapping[str, Any], origin: str) -> Section:
     try:
         return model.model_validate(_keep_defaults(model, _numbers(raw)))
     except ValidationError as error:
-        reasons = "; ".join(_explain(model, item) for item in error.errors())
+        # Of a value that may be a text or a mapping, the complaint that a given mapping is no text says nothing.
+        found = [e for e in error.errors() if not (e["type"] == "string_type" and isinstance(e["input"], Mapping))]
+        reasons = "; ".join(_explain(model, item) for item in found or error.errors())
         raise UserError(f"The recipe ({origin}) is not valid: {reasons}.") from error
 
 
@@ -175,7 +177,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _explain(model: type[Section], error: Any) -> str:
     """One validation error in a few words: the dotted key, what is wrong, the nearest known key."""
-    path = [str(part) for part in error["loc"]]
+    path = [str(part) for part in error["loc"] if not str(part).startswith("dict[")]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])

@@ -178,6 +178,8 @@ def test_towers_by_the_names_of_open_clip_and_timm():
     [
         ("ViT-B-16-SigLIB", {}, "did you mean ViT-B-16-SigLIP"),
         ("timm:vit_smal_patch16_224", {}, "did you mean vit_small_patch16_224"),
+        ("timm:test_vit.r160_in1k", {}, "pretrained weights, .* start from fresh ones; give timm:test_vit"),
+        ("hf-hub:timm/vit", {}, "hf download timm/vit --local-dir DIR"),
         ("timm:test_vit", {"image_size": 224}, "takes images of 160 pixels alone"),
         ("timm:test_vit", {"pooling": "map"}, "no pooling map; set tower.pooling to avg or tok"),
         ("timm:test_convnext", {"pooling": "tok"}, "no pooling tok; set tower.pooling to avg"),

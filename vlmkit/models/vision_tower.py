@@ -226,6 +226,11 @@ def weights_directory(name: str) -> Path | None:
         return None
     if (path / CONFIG_NAME).is_file():
         return path
+    if name.startswith("hf-hub:"):
+        raise UserError(
+            f"{name}: weights are read from local directories; fetch the model first "
+            f"(`hf download {name.removeprefix('hf-hub:')} --local-dir DIR`) and give DIR."
+        )
     if path.exists() or os.sep in name:
         return open_model(path, "pretrain-superclass")
     return None
@@ -235,6 +240,11 @@ def _known_timm_network(name: str) -> str:
     import timm
 
     network, known = name.removeprefix(TIMM_PREFIX), timm.list_models()
+    plain, _, tag = network.partition(".")
+    if tag and plain in known:
+        raise UserError(
+            f"{name} names pretrained weights, but towers by timm's names start from fresh ones; give {TIMM_PREFIX}{plain}."
+        )
     if network not in known:
         near = difflib.get_close_matches(network, known, n=3) or ["vit_small_patch16_224"]
         raise UserError(f"timm has no network {network!r}; did you mean {', '.join(near)}?")

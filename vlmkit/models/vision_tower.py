@@ -243,7 +243,8 @@ def _known_timm_network(name: str) -> str:
     plain, _, tag = network.partition(".")
     if tag and plain in known:
         raise UserError(
-            f"{name} names pretrained weights, but towers by timm's names start from fresh ones; give {TIMM_PREFIX}{plain}."
+            f"{name} names pretrained weights, but towers by timm's names start from fresh ones; "
+            f"give {TIMM_PREFIX}{plain}."
         )
     if network not in known:
         near = difflib.get_close_matches(network, known, n=3) or ["vit_small_patch16_224"]

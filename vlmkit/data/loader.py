@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_wor
         collate_fn=_identity,
         num_workers=num_workers,
         prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_prepare_worker,
         pin_memory=torch.cuda.is_available(),
         # Without a generator of its own the loader draws from the global one, and resumed dropout masks differ.
         generator=torch.Generator(),
@@ -213,6 +214,8 @@ def _identity(assembled: Any) -> Any:
     return assembled
 
 
-def _leave_interrupts_to_the_parent(worker_id: int) -> None:
+def _prepare_worker(worker_id: int) -> None:
+    # The cores are shared out by processes; threads in which each tokenizes would only get into the others' way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ctrl-C reaches the whole process group; workers must live until the trainer has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

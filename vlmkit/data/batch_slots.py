@@ -7,9 +7,11 @@ takes several times as long as filling them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from vlmkit.contracts import Batch
 from vlmkit.errors import UserError
@@ -19,6 +21,39 @@ SLOTS = 16
 
 _ALIGNMENT = 64
 _TAKEN = "_slot"
+
+
+class Rows(list[torch.Tensor]):
+    """Tensors [...] of equal shape and type that are to be one, [B, ...], and know what room it takes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * self[0].nbytes
+
+    def stack(self) -> torch.Tensor:
+        """The rows as one tensor, in memory of its own."""
+        return self.stack_into(torch.empty(self.shape, dtype=self.dtype))
+
+    def stack_into(self, out: torch.Tensor) -> torch.Tensor:
+        """Fill ``out`` with the rows, and return it."""
+        if out.dtype == torch.uint8:  # pixels, whose channels may come last in memory: torch takes twice as long
+            np.stack([row.numpy() for row in self], out=out.numpy())
+        else:
+            torch.stack(self, out=out)
+        return out
+
+
+def stack_rows(rows: Sequence[torch.Tensor]) -> torch.Tensor | Rows:
+    """``rows`` for a batch: one tensor; in a loader process still rows, which ``BatchSlots.place`` makes one."""
+    return Rows(rows) if get_worker_info() else Rows(rows).stack()
 
 
 class BatchSlots:
@@ -34,11 +69,11 @@ class BatchSlots:
         self._memory: dict[int, torch.Tensor] = {}
 
     def place(self, batch: Batch, worker: int) -> Batch:
-        """The batch with its tensors copied to a free slot of this loader process, if there is one."""
-        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        """The batch with its tensors copied, and its rows stacked, to a free slot of this process, if there is one."""
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor | Rows)}
         free = (self._taken[worker] == 0).nonzero()
         if not tensors or not len(free):
-            return batch
+            return {name: value.stack() if isinstance(value, Rows) else value for name, value in batch.items()}
         slot = int(free[0])
         self._taken[worker, slot] = 1
         return {**batch, **_copy_into(self._room(slot, tensors), tensors), _TAKEN: (worker, slot)}
@@ -54,7 +89,7 @@ class BatchSlots:
                 weakref.finalize(tensor.untyped_storage(), self._free, taken).atexit = False
         return batch
 
-    def _room(self, slot: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _room(self, slot: int, tensors: Mapping[str, torch.Tensor | Rows]) -> torch.Tensor:
         """The slot's memory, uint8; made anew, with some to spare, where it is too small."""
         needed = sum(_aligned(tensor.nbytes) for tensor in tensors.values())
         if slot not in self._memory or len(self._memory[slot]) < needed:
@@ -75,11 +110,11 @@ def _shared(tensor: torch.Tensor) -> torch.Tensor:
         ) from error
 
 
-def _copy_into(room: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _copy_into(room: torch.Tensor, tensors: Mapping[str, torch.Tensor | Rows]) -> dict[str, torch.Tensor]:
     copies, start = {}, 0
     for name, tensor in tensors.items():
         copy = room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        copies[name] = copy.copy_(tensor)
+        copies[name] = tensor.stack_into(copy) if isinstance(tensor, Rows) else copy.copy_(tensor)
         start += _aligned(tensor.nbytes)
     return copies
 

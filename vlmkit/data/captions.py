@@ -10,6 +10,7 @@ import torch
 
 from vlmkit.config import AugmentConfig
 from vlmkit.contracts import Batch, Source
+from vlmkit.data.batch_slots import stack_rows
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.corpus import read_captions
@@ -95,8 +96,8 @@ class CaptionCollate:
         self._text = text
 
     def __call__(self, items: Sequence[CaptionItem]) -> Batch:
-        images = torch.stack([item.image for item in items])
-        batch: Batch = {"image_features" if images.is_floating_point() else "pixel_values": images}
+        images = [item.image for item in items]
+        batch: Batch = {"image_features" if images[0].is_floating_point() else "pixel_values": stack_rows(images)}
         # All captions at once: one by one, between images, each would find the caches filled with pixels.
         captions = [item.caption for item in items]
         if self._labels:

@@ -70,8 +70,8 @@ class Watched(BatchSlots):
 
     latest: Watched
 
-    def __init__(self, num_workers: int) -> None:
-        super().__init__(num_workers)
+    def __init__(self, num_workers: int, pin: bool = False) -> None:
+        super().__init__(num_workers, pin)
         self.seen: list[Any] = []
         Watched.latest = self
 
@@ -124,14 +124,24 @@ def test_without_a_free_slot_batches_take_the_ordinary_way(watched: None, monkey
     assert sorted(slot for slot in Watched.latest.seen if slot) == [(0, 0), (0, 1)]
 
 
-def test_pinned_copies_free_the_slot_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = BatchSlots(1)
+def test_pinned_copies_free_the_slot_at_once() -> None:
+    slots = BatchSlots(1, pin=True)
     placed = slots.place({"x": torch.ones(3)}, 0)
     assert slots._taken.sum() == 1
     copy = placed["x"].clone()
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
     assert slots.received({**placed, "x": copy}).keys() == {"x"}
     assert slots._taken.sum() == 0
+
+
+def test_memory_is_sent_once_and_again_when_it_is_made_anew() -> None:
+    slots = BatchSlots(1)
+    for size, is_sent in ((100, True), (100, False), (90, False), (10_000, True), (100, False)):
+        placed = slots.place({"x": torch.arange(size)}, 0)
+        assert isinstance(placed["_room"], torch.Tensor) == is_sent
+        batch = slots.received(placed)
+        assert batch.keys() == {"x"} and torch.equal(batch["x"], torch.arange(size))
+        del batch
+        assert slots._taken.sum() == 0
 
 
 def test_rows_outside_of_loader_processes_are_stacked_at_once() -> None:

@@ -191,7 +191,8 @@ class _Assembled(Dataset[Batch | UserError]):
 
 
 def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[Batch]:
-    slots = BatchSlots(num_workers)
+    pin = torch.cuda.is_available()
+    slots = BatchSlots(num_workers, pin)
     loader = DataLoader(
         _Assembled(assemble, slots),
         sampler=batches_of_keys,
@@ -200,7 +201,7 @@ def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_wor
         num_workers=num_workers,
         prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
         worker_init_fn=_prepare_worker,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         # Without a generator of its own the loader draws from the global one, and resumed dropout masks differ.
         generator=torch.Generator(),
     )

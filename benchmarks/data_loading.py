@@ -34,8 +34,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from vlmkit.config import AugmentConfig
-from vlmkit.data.caption_tokenizers import ClipTokenizer
-from vlmkit.data.captions import CaptionLoader, collate_captions
+from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
+from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.images import JPEG_DECODER, TrainTransform, decode_image
 from vlmkit.data.loader import Stream
 from vlmkit.data.sources import open_captions
@@ -166,8 +166,8 @@ def loading(spec: str, jpegs: list[bytes], args: argparse.Namespace) -> list[Row
 def batches(spec: str, augment: AugmentConfig, workers: int) -> Iterator[Any]:
     """Training batches as pretraining gets them."""
     source = open_captions(spec)
-    load = CaptionLoader(source, SIZE, labels=ClipTokenizer(), augment=augment)
-    return Stream(load, source, collate_captions, global_batch_size=BATCH, num_workers=workers).batches(0)
+    load, collate = CaptionLoader(source, SIZE, augment=augment), CaptionCollate(LabelTokenizer(ClipTokenizer()))
+    return Stream(load, source, collate, global_batch_size=BATCH, num_workers=workers).batches(0)
 
 
 def loader_rate(stream: Iterator[Any], args: argparse.Namespace) -> float:

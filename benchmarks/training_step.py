@@ -23,7 +23,7 @@ from open_clip.loss import ClipLoss
 from vlmkit.config import PretrainRecipe
 from vlmkit.contracts import Batch
 from vlmkit.data.caption_tokenizers import ClipTokenizer, build_label_tokenizer
-from vlmkit.data.captions import CaptionLoader, collate_captions
+from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.sources import open_captions
 from vlmkit.models.vision_tower import build_tower
@@ -58,8 +58,9 @@ def draw_batch(recipe: PretrainRecipe, image_size: int, device: torch.device) ->
     """Images of the embedded world, resized to ``image_size``, with label ids and text ids of their captions."""
     source = open_captions(recipe.data.train)
     labels = build_label_tokenizer(recipe.labels, source, cache_folder("captions"))
-    load = CaptionLoader(source, image_size, labels=labels, text=ClipTokenizer(), augment=recipe.augment)
-    batch = collate_captions([load(index, 0) for index in range(recipe.train.global_batch_size)])
+    load = CaptionLoader(source, image_size, augment=recipe.augment)
+    collate = CaptionCollate(labels, ClipTokenizer())
+    batch = collate([load(index, 0) for index in range(recipe.train.global_batch_size)])
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 

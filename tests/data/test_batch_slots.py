@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 from vlmkit.contracts import Batch
 from vlmkit.data import batch_slots, loader
-from vlmkit.data.batch_slots import BatchSlots
+from vlmkit.data.batch_slots import BatchSlots, stack_rows
 from vlmkit.data.loader import Stream, eval_batches
 from vlmkit.errors import UserError
 
@@ -25,6 +25,10 @@ def collate(items: Any) -> Batch:
     first = items[0][0]
     return {
         "pixels": torch.full((len(items), 3, 20, 20), first % 256, dtype=torch.uint8),
+        "rows": stack_rows(
+            [torch.full((5, 4, 3), index % 256, dtype=torch.uint8).permute(2, 0, 1) for index, _ in items]
+        ),
+        "features": stack_rows([torch.arange(3.0).to(torch.bfloat16) + index % 64 for index, _ in items]),
         "ids": torch.tensor(items)[:, :, None].expand(-1, -1, 1 + first % 7),  # not contiguous, of varying width
         "scale": torch.tensor(float(first)),
         "none": torch.zeros(0, 4),
@@ -34,13 +38,16 @@ def collate(items: Any) -> Batch:
 
 def intact(batch: Batch) -> bool:
     first = int(batch["ids"][0, 0, 0])
+    indices = batch["ids"][:, 0, :1]
     return (
         bool((batch["pixels"] == first % 256).all())
+        and torch.equal(batch["rows"], (indices % 256).to(torch.uint8)[..., None, None].expand(-1, 3, 5, 4))
+        and torch.equal(batch["features"], (torch.arange(3) + indices % 64).to(torch.bfloat16))
         and batch["ids"].shape[2] == 1 + first % 7
         and float(batch["scale"]) == first
         and batch["none"].shape == (0, 4)
         and batch["name"] == f"batch of {first}"
-        and batch.keys() == {"pixels", "ids", "scale", "none", "name", "num_bad"}
+        and batch.keys() == {"pixels", "rows", "features", "ids", "scale", "none", "name", "num_bad"}
     )
 
 
@@ -63,8 +70,8 @@ class Watched(BatchSlots):
 
     latest: Watched
 
-    def __init__(self, num_workers: int) -> None:
-        super().__init__(num_workers)
+    def __init__(self, num_workers: int, pin: bool = False) -> None:
+        super().__init__(num_workers, pin)
         self.seen: list[Any] = []
         Watched.latest = self
 
@@ -117,14 +124,30 @@ def test_without_a_free_slot_batches_take_the_ordinary_way(watched: None, monkey
     assert sorted(slot for slot in Watched.latest.seen if slot) == [(0, 0), (0, 1)]
 
 
-def test_pinned_copies_free_the_slot_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = BatchSlots(1)
+def test_pinned_copies_free_the_slot_at_once() -> None:
+    slots = BatchSlots(1, pin=True)
     placed = slots.place({"x": torch.ones(3)}, 0)
     assert slots._taken.sum() == 1
     copy = placed["x"].clone()
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
     assert slots.received({**placed, "x": copy}).keys() == {"x"}
     assert slots._taken.sum() == 0
+
+
+def test_memory_is_sent_once_and_again_when_it_is_made_anew() -> None:
+    slots = BatchSlots(1)
+    for size, is_sent in ((100, True), (100, False), (90, False), (10_000, True), (100, False)):
+        placed = slots.place({"x": torch.arange(size)}, 0)
+        assert isinstance(placed["_room"], torch.Tensor) == is_sent
+        batch = slots.received(placed)
+        assert batch.keys() == {"x"} and torch.equal(batch["x"], torch.arange(size))
+        del batch
+        assert slots._taken.sum() == 0
+
+
+def test_rows_outside_of_loader_processes_are_stacked_at_once() -> None:
+    rows = [torch.rand(2, 3), torch.rand(3, 2).T]
+    stacked = stack_rows(rows)
+    assert isinstance(stacked, torch.Tensor) and torch.equal(stacked, torch.stack(rows))
 
 
 def test_a_batch_without_tensors_passes_through() -> None:

@@ -303,6 +303,8 @@ def test_special_and_masked_ids_are_never_labels(clip: ClipTokenizer) -> None:
     labels = LabelTokenizer(clip, clip.bag("the of"))
     assert labels.bag("The cat of <end_of_text> the hat").tolist() == clip.bag("cat hat").tolist()
     assert labels.bag("of the").size == 0
+    for caption, bag in zip(AWKWARD, labels.bags(AWKWARD), strict=True):
+        assert bag.tolist() == labels.bag(caption).tolist()
     assert labels.vocab_size == 49408 and labels.is_label.sum() == 49408 - 4
     assert labels.fingerprint != LabelTokenizer(clip).fingerprint
 

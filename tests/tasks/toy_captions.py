@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from vlmkit.config import PretrainRecipe
 from vlmkit.contracts import Batch
-from vlmkit.data.captions import CaptionItem, collate_captions
+from vlmkit.data.captions import CaptionCollate, CaptionItem
 from vlmkit.data.loader import Stream
 from vlmkit.recipe import load_recipe
 from vlmkit.runs import RunDirectory
@@ -27,16 +27,32 @@ OBJECTIVES = ("superclass", "clip", "siglip", "superclip")
 
 
 class Labels:
-    """As much of a label tokenizer as a task needs."""
+    """As much of a label tokenizer as a task and its batches need; its captions are written in ids."""
 
     vocab_size = VOCAB
+
+    def bags(self, captions: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(caption.split(), dtype=np.int64) for caption in captions]
 
     def save(self, directory: Path) -> None:
         (directory / "tokenizer.json").write_text("{}")
 
 
+class Text:
+    """As much of a text tokenizer; its ids are not those of the labels."""
+
+    def encode(self, captions: Sequence[str]) -> np.ndarray:
+        text = np.zeros((len(captions), 77), dtype=np.int64)
+        for row, labels in zip(text, Labels().bags(captions), strict=True):
+            row[: len(labels) + 2] = [START, *(labels + 300), END]
+        return text
+
+
+collate = CaptionCollate(Labels(), Text())  # type: ignore[arg-type]
+
+
 def load(index: int, epoch: int) -> CaptionItem:
-    """One flat, noisy colour an image; its labels and its text say which."""
+    """One flat, noisy colour an image; its caption says which."""
     g = torch.Generator().manual_seed(1000 * epoch + index)
     colour = index % 12
     image = (
@@ -44,13 +60,11 @@ def load(index: int, epoch: int) -> CaptionItem:
         + torch.tensor([colour % 2, colour // 2 % 2, colour // 4])[:, None, None] * 90
     )
     labels = np.unique([colour, 12 + index % 5, *torch.randint(20, VOCAB, (index % 4,), generator=g).tolist()])
-    text = np.zeros(77, dtype=np.int64)
-    text[: len(labels) + 2] = [START, *(labels + 300), END]
-    return CaptionItem(image.clamp(max=255).to(torch.uint8), labels, text)
+    return CaptionItem(image.clamp(max=255).to(torch.uint8), " ".join(map(str, labels)))
 
 
 def make_batch(indices: Iterable[int]) -> Batch:
-    return {**collate_captions([load(index, 0) for index in indices]), "num_bad": 0}
+    return {**collate([load(index, 0) for index in indices]), "num_bad": 0}
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
@@ -96,7 +110,7 @@ def run_job(
     stream = Stream(
         load,
         24,
-        collate_captions,
+        collate,
         global_batch_size=8,
         micro_batch_size=micro_batch_size,
         rank=context.rank,

@@ -1,4 +1,4 @@
-"""Images with their captions as training items and batches: pixels, labels, text ids."""
+"""Images with their captions as training items, and as batches: pixels, labels, text ids."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from vlmkit.config import AugmentConfig
 from vlmkit.contracts import Batch, Source
+from vlmkit.data.batch_slots import stack_rows
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.corpus import read_captions
@@ -23,24 +24,22 @@ PAD_LABEL = -1
 
 
 class CaptionItem(NamedTuple):
-    """An image, uint8 [3, size, size], or its cached features, float [width], and what is asked of its caption: the bag
-    of its labels [L], its text ids."""
+    """An image, uint8 [3, size, size], or its cached features, float [width], and its caption, which ``CaptionCollate``
+    reads."""
 
     image: torch.Tensor
-    labels: np.ndarray | None
-    text: np.ndarray | None
+    caption: str
 
 
 class CaptionLoader:
     """Loads item ``(index, epoch)`` of a caption source.
 
-    The caption of a sample with several is drawn, like the augmentation, from (seed, index, epoch), and labels and text
-    ids are both of that one; without ``augment`` the image is resized and centre-cropped. With ``features`` (a cache
-    over the same source, of pooled features of images cropped like that) no image is read, nor augmented.
+    The caption of a sample with several is drawn, like the augmentation, from (seed, index, epoch); without ``augment``
+    the image is resized and centre-cropped. With ``features`` (a cache over the same source, of pooled features of
+    images cropped like that) no image is read, nor augmented.
 
-    Raises BadSample for an image that cannot be used or a caption with nothing to read, whatever the objective asks
-    for, so that all objectives see the same samples. A caption whose tokens are all masked or unknown is no bad sample:
-    its labels are empty, and it has no loss.
+    Raises BadSample for an image that cannot be used or a caption with nothing to read. What an objective makes of
+    captions is not known here, so all objectives see the same samples.
     """
 
     def __init__(
@@ -48,16 +47,12 @@ class CaptionLoader:
         source: Source[CaptionSample],
         image_size: int,
         *,
-        labels: LabelTokenizer | None = None,
-        text: ClipTokenizer | None = None,
         augment: AugmentConfig | None = None,
         features: FeatureCache | None = None,
         seed: int = 0,
     ) -> None:
         assert features is None or augment is None or augment.off
         self.source = source
-        self.labels = labels
-        self.text = text
         self.seed = seed
         self._features = features
         self._eval = EvalTransform(image_size)
@@ -73,11 +68,7 @@ class CaptionLoader:
             caption = _draw(sample.captions, generator)
             decoded = decode_image(sample.image)
             image = self._train(decoded, generator) if self._train else self._eval(decoded)
-        return CaptionItem(
-            image,
-            self.labels.bag(caption) if self.labels else None,
-            self.text.encode([caption])[0] if self.text else None,
-        )
+        return CaptionItem(image, caption)
 
 
 def _draw(captions: Sequence[str], generator: torch.Generator) -> str:
@@ -92,23 +83,33 @@ def _single(features: torch.Tensor | None) -> torch.Tensor:
     return features[0]
 
 
-def collate_captions(items: Sequence[CaptionItem]) -> Batch:
-    """``pixel_values`` uint8 [B, 3, S, S], or in their place ``image_features`` float [B, width]; ``label_ids`` int64
-    [B, L], filled up with PAD_LABEL, and ``text_ids`` int64 [B, context] where the items hold labels and text."""
-    images = torch.stack([item.image for item in items])
-    batch: Batch = {"image_features" if images.is_floating_point() else "pixel_values": images}
-    bags = [item.labels for item in items if item.labels is not None]
-    texts = [item.text for item in items if item.text is not None]
-    if bags:
-        batch["label_ids"] = _padded(bags)
-    if texts:
-        batch["text_ids"] = torch.from_numpy(np.stack(texts))
-    return batch
+class CaptionCollate:
+    """Batches of items: ``pixel_values`` uint8 [B, 3, S, S], or in their place ``image_features`` float [B, width].
+
+    With ``labels`` also ``label_ids`` int64 [B, L], filled up with PAD_LABEL, and with ``text`` also ``text_ids`` int64
+    [B, context], both of the same captions. A caption whose tokens are all masked or unknown has no labels, and no
+    loss.
+    """
+
+    def __init__(self, labels: LabelTokenizer | None = None, text: ClipTokenizer | None = None) -> None:
+        self._labels = labels
+        self._text = text
+
+    def __call__(self, items: Sequence[CaptionItem]) -> Batch:
+        images = [item.image for item in items]
+        batch: Batch = {"image_features" if images[0].is_floating_point() else "pixel_values": stack_rows(images)}
+        # All captions at once: one by one, between images, each would find the caches filled with pixels.
+        captions = [item.caption for item in items]
+        if self._labels:
+            batch["label_ids"] = _padded(self._labels.bags(captions))
+        if self._text:
+            batch["text_ids"] = torch.from_numpy(self._text.encode(captions))
+        return batch
 
 
 def _padded(bags: Sequence[np.ndarray]) -> torch.Tensor:
     # At least one column: a batch without any label is a batch like others.
-    rows = torch.full((len(bags), max(1, *(bag.size for bag in bags))), PAD_LABEL, dtype=torch.int64)
+    rows = np.full((len(bags), max(1, *(bag.size for bag in bags))), PAD_LABEL, dtype=np.int64)
     for row, bag in zip(rows, bags, strict=True):
-        row[: bag.size] = torch.from_numpy(bag)
-    return rows
+        row[: bag.size] = bag
+    return torch.from_numpy(rows)

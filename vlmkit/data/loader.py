@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
@@ -190,7 +191,8 @@ class _Assembled(Dataset[Batch | UserError]):
 
 
 def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[Batch]:
-    slots = BatchSlots(num_workers)
+    pin = torch.cuda.is_available()
+    slots = BatchSlots(num_workers, pin)
     loader = DataLoader(
         _Assembled(assemble, slots),
         sampler=batches_of_keys,
@@ -198,8 +200,8 @@ def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_wor
         collate_fn=_identity,
         num_workers=num_workers,
         prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
-        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_prepare_worker,
+        pin_memory=pin,
         # Without a generator of its own the loader draws from the global one, and resumed dropout masks differ.
         generator=torch.Generator(),
     )
@@ -213,6 +215,8 @@ def _identity(assembled: Any) -> Any:
     return assembled
 
 
-def _leave_interrupts_to_the_parent(worker_id: int) -> None:
+def _prepare_worker(worker_id: int) -> None:
+    # The cores are shared out by processes; threads in which each tokenizes would only get into the others' way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Ctrl-C reaches the whole process group; workers must live until the trainer has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

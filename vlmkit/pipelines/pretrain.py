@@ -12,7 +12,7 @@ import torch
 from vlmkit.config import DEFAULT_TOWER_RUN, PretrainRecipe
 from vlmkit.contracts import Batch
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer, build_label_tokenizer
-from vlmkit.data.captions import CaptionLoader, collate_captions
+from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.corpus import CorpusCounts, count_corpus
 from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.loader import Stream, eval_batches
@@ -63,8 +63,9 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     task.to(context.device)
     with PassProgress(progress, "features") as passes:
         features = open_frozen_features(recipe, source, task.tower, context, passes)
-    load = partial(CaptionLoader, image_size=size, labels=labels, text=text, seed=recipe.seed)
-    stream = _stream(recipe, source, load(source, augment=recipe.augment, features=features), context)
+    load = partial(CaptionLoader, image_size=size, seed=recipe.seed)
+    collate = CaptionCollate(labels, text)
+    stream = _stream(recipe, source, load(source, augment=recipe.augment, features=features), collate, context)
 
     def val_batches() -> Iterator[Batch]:
         assert held_out is not None
@@ -72,7 +73,7 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
             load(held_out),
             min(len(held_out), recipe.train.eval_samples),
             EVAL_BATCH_SIZE,
-            collate_captions,
+            collate,
             num_workers=recipe.train.num_workers,
             rank=context.rank,
             world_size=context.world_size,
@@ -93,11 +94,17 @@ def pretrain(recipe: PretrainRecipe, out: Path, progress: Progress | None = None
     return fit_and_export(trainer, run, lambda: _report_labels(recipe, source, task, run))
 
 
-def _stream(recipe: PretrainRecipe, source: CaptionSource, load: CaptionLoader, context: DistributedContext) -> Stream:
+def _stream(
+    recipe: PretrainRecipe,
+    source: CaptionSource,
+    load: CaptionLoader,
+    collate: CaptionCollate,
+    context: DistributedContext,
+) -> Stream:
     return Stream(
         load,
         source,
-        collate_captions,
+        collate,
         global_batch_size=recipe.train.global_batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
         rank=context.rank,

@@ -69,6 +69,7 @@ def test_the_benchmark_scores_against_all_captions_of_the_corpus() -> None:
     assert benchmark.aggregate([3.0]) == {"mean": 3.0, "count": 1, "stderr": 5.0}, "half of the range of CIDEr-D"
 
 
+@pytest.mark.slow
 def test_a_captioner_learns_to_name_what_the_frozen_tower_shows(tower: VisionTower, tmp_path: Path) -> None:
     budget = TrainConfig(
         steps=80, global_batch_size=12, device="cpu", optim=OptimConfig(lr=3e-3, warmup=5, weight_decay=0.0)

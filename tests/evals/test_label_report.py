@@ -112,7 +112,7 @@ def test_bad_samples_are_left_out_and_nothing_at_all_is_refused() -> None:
         label_report(Captions([gone]), tokenizer(), SETTINGS)
 
 
-@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_report_is_written_read_back_and_always_the_same(weighted: bool, tmp_path: Path) -> None:
     labels = LabelConfig(mask_stop_words=True)
     samples = source(("a $5 photo of $ 東京", "é &amp; è"), ("a cat " * 60,))

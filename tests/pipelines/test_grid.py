@@ -28,6 +28,7 @@ def test_a_killed_process_is_a_sentence(tmp_path: Path) -> None:
         run_grid({"a": (0,), "b": (1,)}, die, 2, tmp_path, jobs=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_after_the_others_have_ended(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^b failed: 1 is odd$"):
         run_grid({"a": (0,), "b": (1,), "c": (2,)}, fail_unless_even, 3, tmp_path, jobs=1)

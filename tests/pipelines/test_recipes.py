@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
 SUPERCLIP = ROOT / "superclass" / "superclip_b16_512m.yaml"
 PUBLISHED = sorted({*(ROOT / "superclass").glob("*.yaml")} - {SUPERCLIP})
+PLANNED = ("b16_512m", "l14_12.8b", "rn50_1.28b")
+"""Published recipes whose CLIP baselines and LiT stages are planned too; the settings of all are compared."""
 WORLD = "miniworld:train?scenes=100"
 
 
@@ -56,11 +58,11 @@ def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-@pytest.mark.parametrize("objective", ["superclass", "clip"])
-def test_published_runs_have_the_published_settings(path: Path, objective: str, tmp_path: Path) -> None:
+def test_published_runs_have_the_published_settings(path: Path, tmp_path: Path) -> None:
     """SuperClass's training table: samples, batch, rate, betas and warm-up by the length of the run."""
-    recipe = load(path, **{"objective.name": objective, "data.train": WORLD})
-    assert isinstance(recipe, PretrainRecipe)
+    recipe, clip = load(path, **{"data.train": WORLD}), load(path, **{"objective.name": "clip", "data.train": WORLD})
+    assert isinstance(recipe, PretrainRecipe) and isinstance(clip, PretrainRecipe)
+    assert clip.model_copy(update={"objective": recipe.objective}) == recipe
     train, optim = recipe.train, recipe.train.optim
     samples = {"128m": 128e6, "512m": 512e6, "1.28b": 1.28e9, "12.8b": 12.8e9}[path.stem.rpartition("_")[2]]
     full = samples == 12.8e9
@@ -74,8 +76,10 @@ def test_published_runs_have_the_published_settings(path: Path, objective: str, 
     assert augment.crop_scale == ((0.4, 1.0) if full else (0.9, 1.0)) and augment.flip == 0
     assert augment.color_jitter == ((0.32, 0.32, 0.32, 0.08) if full else None)
     assert augment.grayscale_prob == (0.2 if full else 0) and augment.color_jitter_prob == 0.8
-    shown = dict(plan_pretrain.plan(recipe, tmp_path).facts)
-    assert "224 px" in shown["tower"] and str(steps) in shown["length"] and objective in shown["objective"]
+    for planned in (recipe, clip) if path.stem in PLANNED else ():
+        shown = dict(plan_pretrain.plan(planned, tmp_path).facts)
+        assert "224 px" in shown["tower"] and str(steps) in shown["length"]
+        assert planned.objective.name in shown["objective"]
 
 
 def test_superclip_differs_from_superclass_of_its_length_in_objective_pooling_and_rate() -> None:
@@ -90,15 +94,16 @@ def test_the_lit_stage_of_a_published_run_freezes_the_run_it_follows(
     changes = {"objective.name": "lit", "tower.name": str(tower_run), "data.train": WORLD}
     recipe = load(path, **changes)
     assert isinstance(recipe, PretrainRecipe)
-    facts = dict(plan_pretrain.plan(recipe, tmp_path).facts)
-    assert "frozen" in facts["tower"] and "text tower" in facts["objective"] and "labels" not in facts
     # "Same schedule as the run it follows" (the reference's cls_schedule and its LiT configurations).
     followed = load(path, **{"data.train": WORLD})
     assert isinstance(followed, PretrainRecipe) and recipe.train == followed.train
     full = path.stem.endswith("_12.8b")
     steps = {"128m": 7_812, "512m": 31_250, "1.28b": 78_125, "12.8b": 142_045}[path.stem.rpartition("_")[2]]
-    assert recipe.train.total_steps(100) == steps and str(steps) in facts["length"]
-    assert recipe.train.optim.lr == (1e-3 if full else 5e-4)
+    assert recipe.train.total_steps(100) == steps and recipe.train.optim.lr == (1e-3 if full else 5e-4)
+    if path.stem in PLANNED:
+        facts = dict(plan_pretrain.plan(recipe, tmp_path).facts)
+        assert "frozen" in facts["tower"] and "text tower" in facts["objective"] and "labels" not in facts
+        assert str(steps) in facts["length"]
 
 
 @pytest.mark.parametrize("size", ["b16", "l16"])

@@ -4,7 +4,7 @@
 
 Goals: twice open_clip's images per second and core; a loader that delivers at least 0.85 of bare decoding and
 augmentation; under 3 % waiting for data at that rate; a million rows indexed in under 2 minutes, reopened in under 2
-seconds, in the memory of a single shard. Needs 3 GB of disk for a while and takes about five minutes on two cores; to
+seconds, in the memory of a single shard. Needs 3 GB of disk for a while and takes about six minutes on two cores; to
 see that it works, give --images 60 --repeats 2 --batches 10 --rows 20000.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400, help="images of one measurement of decoding")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="loader processes; one a core")
-    parser.add_argument("--batches", type=int, default=60, help=f"batches of {BATCH} of one measurement of the loader")
+    parser.add_argument("--batches", type=int, default=240, help=f"batches of {BATCH} of one measurement of the loader")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the shard set that is indexed")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -26,6 +26,8 @@ MAX_SUBSTITUTES = 32
 """Substitutes tried for one bad sample before the data as a whole count as unreadable."""
 
 _PREFETCH_BATCHES = 4
+_NICENESS = 10
+"""By how much loader processes stand back behind the one that trains: it then waits half as long for its batches."""
 _log = logging.getLogger(__name__)
 
 
@@ -218,5 +220,8 @@ def _identity(assembled: Any) -> Any:
 def _prepare_worker(worker_id: int) -> None:
     # The cores are shared out by processes; threads in which each tokenizes would only get into the others' way.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Where cores are scarce, the process that trains must not wait for one that its loaders hold.
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     # Ctrl-C reaches the whole process group; workers must live until the trainer has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

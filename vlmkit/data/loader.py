@@ -27,7 +27,7 @@ MAX_SUBSTITUTES = 32
 
 _PREFETCH_BATCHES = 4
 _NICENESS = 10
-"""By how much loader processes stand back behind the one that trains: it then waits half as long for its batches."""
+"""By how much loader processes stand back behind the one that trains."""
 _log = logging.getLogger(__name__)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from vlmkit import registry
@@ -16,6 +19,7 @@ from vlmkit.models.open_clip_layout import config_from_facts
 from vlmkit.models.questions import QuestionStates, last_states, mean_embeddings
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
+from vlmkit.training.distributed import setup
 
 TOWER = config_from_facts(registry.VisionTowerFacts("t", width=16, layers=3, heads=2, patch_size=8, image_size=32))
 IDS = torch.tensor([[7, 8, 9], [7, 8, 0], [7, 8, 9]])
@@ -114,6 +118,28 @@ def test_loading_other_weights_empties_the_store() -> None:
     other = AutoModelForCausalLM.from_config(llm.config)
     llm.load_state_dict(other.state_dict())
     torch.testing.assert_close(states(llm, IDS, MASK), last_states(other, IDS, MASK))
+
+
+class Asking(nn.Module):
+    """A model that asks its language model about the questions above."""
+
+    def __init__(self, llm: PreTrainedModel) -> None:
+        super().__init__()
+        self.llm, self.states = llm, QuestionStates()
+
+    def forward(self) -> torch.Tensor:
+        return self.states(self.llm, IDS, MASK)
+
+
+def test_a_sharded_model_runs_for_every_batch_so_that_no_rank_waits_for_another() -> None:
+    model = Asking(frozen())
+    expected = model()
+    assert len(model.states) == 2
+    mesh = init_device_mesh("cpu", (setup("cpu").world_size,))
+    for part in [*model.llm.get_decoder().layers, model]:
+        fully_shard(part, mesh=mesh)
+    torch.testing.assert_close(model(), expected)
+    assert len(model.states) == 0
 
 
 def test_dropout_does_not_reach_the_question_and_modes_are_left_as_they_were() -> None:

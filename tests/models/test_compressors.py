@@ -182,6 +182,12 @@ def test_prune_keeps_the_attended_and_merges_the_rest_by_key(tokens: int) -> Non
         torch.testing.assert_close(got[image], torch.stack(rows))
 
 
+def test_prune_refuses_a_count_that_its_cached_tokens_are_not() -> None:
+    module = build("prune", shape(1, 4))
+    with pytest.raises(UserError, match="pruned to 1, 4 visual tokens, not to 2"):
+        module(module.from_cache(module.to_cache(features(module))), None, 2)
+
+
 def test_prune_splits_64_tokens_as_visionzip_does() -> None:
     module = build("prune", shape(64, grid=12))
     seen = features(module)

@@ -71,7 +71,8 @@ class QuestionStates:
         asked = [tuple(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         new = {ids: row for row, ids in enumerate(asked) if (alone, ids) not in self._states}
         found = {ids: self._states[alone, ids] for ids in asked if ids not in new}
-        for rows in [[row] for row in new.values()] if alone else filter(None, [[*new.values()]]):
+        batches = [[row] for row in new.values()] if alone else [[*new.values()]]
+        for rows in filter(None, batches):
             longest = max(lengths[row] for row in rows)
             states = last_states(llm, input_ids[rows, :longest], attention_mask[rows, :longest])
             found |= {asked[row]: state for row, state in zip(rows, states, strict=True)}

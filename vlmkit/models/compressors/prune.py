@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from vlmkit.errors import UserError
 from vlmkit.models.compressors.base import Compressor, check_at_most
 from vlmkit.models.features import VisionFeatures
 
@@ -52,8 +53,7 @@ class Prune(Compressor):
         """See :class:`Compressor`; features without attention are those of :meth:`from_cache`, for its counts only."""
         assert features.patches is not None
         if features.attention is None or features.keys is None:
-            before = self.shape.counts[: self.shape.counts.index(num_visual_tokens)]
-            return features.patches[:, sum(before) : sum(before) + num_visual_tokens]
+            return self._finished(features.patches, num_visual_tokens)
         self.check_count(num_visual_tokens)
         num_contextual = round(num_visual_tokens * CONTEXTUAL_FRACTION)
         best = features.attention.topk(num_visual_tokens - num_contextual, dim=1).indices
@@ -63,6 +63,15 @@ class Prune(Compressor):
             return kept
         rest, keys = _select(features.patches, ~dominant), _select(features.keys, ~dominant)
         return torch.cat([kept, _merge(rest, keys, num_contextual)], dim=1)
+
+    def _finished(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        if count not in self.shape.counts:
+            counts = ", ".join(map(str, self.shape.counts))
+            raise UserError(
+                f"These features were pruned to {counts} visual tokens, not to {count}; choose one of them."
+            )
+        start = sum(self.shape.counts[: self.shape.counts.index(count)])
+        return tokens[:, start : start + count]
 
 
 def _select(rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_recipes import TRAIN, vlm_recipe
+from safetensors.torch import load_file
+from small_recipes import TRAIN, Crash, CrashAt, vlm_recipe
 
 from vlmkit.data.feature_cache import cache_root
 from vlmkit.errors import UserError
@@ -46,6 +47,16 @@ def test_runs_whose_features_are_the_same_share_their_caches(tower_run: Path, tm
     assert run("quecc", 1) == 1
     assert run("tokenpacker", 4) == 1
     assert run("avgpool", 4) == 2
+
+
+def test_a_resumed_align_run_reads_its_questions_to_the_bit_as_before(tower_run: Path, tmp_path: Path) -> None:
+    recipe = vlm_recipe(tower_run, stage="align", **{"compressor.name": "quecc", "data.val": None})
+    train_vlm(recipe, tmp_path / "whole")
+    with pytest.raises(Crash):
+        train_vlm(recipe, tmp_path / "resumed", CrashAt(5))
+    train_vlm(recipe, tmp_path / "resumed")
+    weights = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "resumed")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_a_stage_goes_on_with_the_query_it_started_with(tower_run: Path, tmp_path: Path) -> None:

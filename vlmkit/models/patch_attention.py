@@ -14,20 +14,20 @@ from torch import nn
 from vlmkit.errors import UserError
 
 
-@contextmanager
-def attention_inputs(block: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """A list that gets what the block's attention is given, [B, T, D], each time the block runs inside.
-
-    Raises UserError if that attention is of a kind that :func:`queries_and_keys` cannot read.
-    """
-    attention = getattr(block, "attn", None)
-    if not isinstance(attention, nn.MultiheadAttention | Attention):
+def check_readable(block: nn.Module) -> None:
+    """Raise UserError if the block's attention is of a kind that :func:`queries_and_keys` cannot read."""
+    if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention | Attention):
         raise UserError(
             f"The compressor prune reads the attention of a ViT, and that of a {type(block).__name__} cannot be read; "
             "choose a plain ViT, or another compressor (avgpool)."
         )
+
+
+@contextmanager
+def attention_inputs(block: Any) -> Iterator[list[torch.Tensor]]:
+    """A list that gets what the block's attention is given, [B, T, D], each time the block runs inside."""
     inputs: list[torch.Tensor] = []
-    handle = attention.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    handle = block.attn.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
         yield inputs
     finally:

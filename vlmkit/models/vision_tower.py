@@ -28,7 +28,7 @@ from vlmkit.models.open_clip_layout import (
     read_config,
     recorded_pooling,
 )
-from vlmkit.models.patch_attention import attention_inputs, queries_and_keys, received_attention
+from vlmkit.models.patch_attention import attention_inputs, check_readable, queries_and_keys, received_attention
 from vlmkit.models.seeding import seeded
 from vlmkit.runs import open_model
 
@@ -95,22 +95,21 @@ class VisionTower(nn.Module):
         """timm's network; None in open_clip's ViT."""
         return getattr(self.visual, "trunk", None)
 
+    @property
+    def _is_convnet(self) -> bool:
+        return self._network is not None and not timm_network.is_isotropic(self._network)
+
     def forward(
         self, pixel_values: torch.Tensor, requires: frozenset[str], levels: tuple[int, ...] = ()
     ) -> VisionFeatures:
         """The features that ``requires`` names: fields of VisionFeatures. No block past the last of them is run.
 
         ``levels`` are block indices counted from 0; their outputs are concatenated in the order given. Raises UserError
-        where a convnet is asked for levels, whose stages have grids of their own, or any tower for an attention that
-        cannot be read.
+        as :meth:`check_gives` does.
         """
+        self.check_gives(requires)
         pixel_values = self._normalised(pixel_values)
-        if self._network is not None and not timm_network.is_isotropic(self._network):
-            if requires != {"patches"}:
-                raise UserError(
-                    "A convnet's stages have grids of different sizes and no attention, so only ViTs give features of "
-                    "several levels; choose a ViT, or a compressor that reads patches alone (avgpool)."
-                )
+        if self._is_convnet:
             return VisionFeatures(self.grid, patches=timm_network.last_feature_map(self._network, pixel_values))
         penultimate = self.num_layers - 2
         blocks = sorted({penultimate, *levels} if requires != {"levels"} else {*levels})
@@ -131,6 +130,19 @@ class VisionTower(nn.Module):
             attention=attention,
             keys=keys,
         )
+
+    def check_gives(self, requires: frozenset[str]) -> None:
+        """Raise UserError if the tower does not have these fields of VisionFeatures.
+
+        A convnet's stages have grids of their own and no attention; that of some ViTs cannot be read.
+        """
+        if self._is_convnet and requires != {"patches"}:
+            raise UserError(
+                "A convnet's stages have grids of different sizes and no attention, so only ViTs give features of "
+                "several levels; choose a ViT, or a compressor that reads patches alone (avgpool)."
+            )
+        if requires & {"attention", "keys"}:
+            check_readable(self.blocks()[-2])
 
     def _patch_attention(self, block: int, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``attention`` and ``keys`` of VisionFeatures, from what a block's attention was given."""

@@ -91,7 +91,8 @@ class VLM(PreTrainedModel):
     """Visual tokens take the places of ``<image>`` in the text; the language model reads both.
 
     ``VLM(config)`` has fresh weights; parts given are used as they are. The vision tower never gets a gradient.
-    Raises UserError if one of ``config.token_counts`` does not tile the tower's patch grid.
+    Raises UserError if the compressor cannot make one of ``config.token_counts`` of the tower's patch grid, or reads
+    features that the tower does not have.
     """
 
     config_class = VLMConfig
@@ -123,6 +124,7 @@ class VLM(PreTrainedModel):
         )
         self.vision_tower = tower
         self.compressor = build_compressor(config.compressor, shape)
+        tower.check_gives(self.compressor.requires)
         self.projector = build_projector(tower.width, text_width)
         self.language_model = llm
         self.post_init()

@@ -151,7 +151,7 @@ class TrainTransform:
             size = [self.size, self.size]
             image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC, antialias=True)
         if _uniform(0.0, 1.0, generator) < self.augment.flip:
-            image = F.horizontal_flip(image)
+            image = _flip(image)
         if self._jitter and _uniform(0.0, 1.0, generator) < self.augment.color_jitter_prob:
             image = self._jitter(image, generator)
         if self.augment.grayscale_prob and _uniform(0.0, 1.0, generator) < self.augment.grayscale_prob:
@@ -172,6 +172,11 @@ class TrainTransform:
         crop_width = min(width, round(height * CROP_RATIO[1]))
         crop_height = min(height, round(width / CROP_RATIO[0]))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _flip(image: torch.Tensor) -> torch.Tensor:
+    # As [H, W, 3], which decoded images are in memory: flipped as [3, H, W] they would be put into another order.
+    return image.permute(1, 2, 0).flip(1).permute(2, 0, 1)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

@@ -149,8 +149,9 @@ class TrainTransform:
             image = self._plain(image)
         else:
             top, left, height, width = self._draw_crop(image.shape[-2], image.shape[-1], draws)
-            size = [self.size, self.size]
-            image = F.resized_crop(image, top, left, height, width, size, InterpolationMode.BICUBIC, antialias=True)
+            # Packed anew, channels last: a view into the image would be resized in half as much time again.
+            crop = image.permute(1, 2, 0)[top : top + height, left : left + width].contiguous().permute(2, 0, 1)
+            image = F.resize(crop, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True)
         if draws.chance(self.augment.flip):
             image = _flip(image)
         if self._jitter and draws.chance(self.augment.color_jitter_prob):

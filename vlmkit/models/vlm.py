@@ -175,7 +175,8 @@ class VLM(PreTrainedModel):
     def question_vector(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the compressor is told of right-padded questions, by ``config.query``: [B, H], without gradients."""
         assert self.question_encoder is not None
-        return self.question_encoder(self.language_model, input_ids, attention_mask)
+        vectors = self.question_encoder(self.language_model, input_ids, attention_mask)
+        return vectors.to(next(self.projector.parameters()).dtype)  # the language model may be of another one
 
     def visual_tokens(
         self,

@@ -6,6 +6,7 @@ Importing this package makes vlmkit's checkpoints known to the Auto classes of t
     model = AutoModelForImageTextToText.from_pretrained("runs/my-vlm/model")
 """
 
+from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMConfig
 
-__all__ = ["VLM", "VLMConfig"]
+__all__ = ["VLM", "VLMConfig", "VLMProcessor"]

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from vlmkit.errors import UserError
+from vlmkit.models.clip_layout import check_plain, to_clip
 from vlmkit.models.open_clip_layout import CONFIG_NAME
 from vlmkit.models.vision_tower import VisionTower
 
 Layout = Literal["open_clip", "transformers", "timm"]
 
-# What a vision_cfg may set without leaving the plain ViT that the other layouts have.
-_PLAIN = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type", "output_tokens"}
-
-_TRANSFORMERS_NAMES = {
-    "conv1": "embeddings.patch_embedding",
-    "class_embedding": "embeddings.class_embedding",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_pre": "pre_layrnorm",
-    "ln_post": "post_layernorm",
-    r"transformer\.resblocks\.": "encoder.layers.",
-    r"\.ln_": ".layer_norm",
-    r"\.attn\.": ".self_attn.",
-    "c_fc": "fc1",
-    "c_proj": "fc2",
-}
-"""Parts of open_clip's names, as patterns, and what transformers calls them."""
-
+_WAY_ON = "export it as open_clip, or a timm network as timm"
 _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 """What timm says of the published weights of a network, and not of these."""
 
@@ -41,29 +22,14 @@ _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name"
 def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     """Write a plain ViT so that ``CLIPVisionModel.from_pretrained(DIRECTORY)`` loads it, with its image processor.
 
-    Hidden states are equal: entry ``i`` of ``hidden_states`` holds the class token and then the patches after block
-    ``i - 1``. ``pooler_output`` is the class token, whatever the tower's pooling (see :func:`reading_note`). Raises
+    What the model gives is as in :func:`~vlmkit.models.clip_layout.to_clip` (see also :func:`reading_note`). Raises
     UserError for towers that this layout cannot express.
     """
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPImageProcessor
 
-    vision = _plain_vision(tower, "transformers' CLIPVisionModel")
-    config = CLIPVisionConfig(
-        hidden_size=tower.width,
-        intermediate_size=int(tower.width * vision.get("mlp_ratio", 4.0)),
-        num_hidden_layers=tower.num_layers,
-        num_attention_heads=_num_heads(vision),
-        image_size=tower.image_size,
-        patch_size=tower.patch_size,
-        projection_dim=tower.width,
-        hidden_act="quick_gelu" if tower.config["model_cfg"]["quick_gelu"] else "gelu",
-        layer_norm_eps=1e-5,
-    )
-    with torch.device("meta"):
-        model = CLIPVisionModel(config)
-    model.load_state_dict(_transformers_state(tower), assign=True)
-    with _no_progress_bar():
-        model.save_pretrained(directory)
+    check_plain(tower, "transformers' CLIPVisionModel", _WAY_ON)
+    with no_progress_bar():
+        to_clip(tower).save_pretrained(directory)
     side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
     processor = CLIPImageProcessor(
         size={"shortest_edge": side},
@@ -75,7 +41,7 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers draws a bar for every file it writes, be it one of a second."""
     from transformers.utils import logging
 
@@ -109,20 +75,6 @@ def reading_note(tower: VisionTower, layout: Layout, model: str | Path) -> str |
     return None
 
 
-def _transformers_state(tower: VisionTower) -> dict[str, torch.Tensor]:
-    state = {}
-    for name, tensor in tower.state_dict().items():
-        name, tensor = name.removeprefix("visual."), tensor.detach().cpu()
-        for theirs, ours in _TRANSFORMERS_NAMES.items():
-            name = re.sub(theirs, ours, name)
-        if "in_proj_" in name:  # query, key and value, one above the other
-            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
-                state[name.replace("in_proj_", f"{part}_proj.")] = piece.contiguous()
-        else:
-            state[name] = tensor
-    return state
-
-
 def export_timm(tower: VisionTower, directory: str | Path) -> None:
     """Write the tower in timm's hub layout: ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` loads it.
 
@@ -137,13 +89,14 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     if "timm_model_name" in tower.config["model_cfg"]["vision_cfg"]:
         network = tower.visual.trunk
     else:
-        vision = _plain_vision(tower, "timm's VisionTransformer")
+        check_plain(tower, "timm's VisionTransformer", _WAY_ON)
+        vision = tower.config["model_cfg"]["vision_cfg"]
         arguments = {
             "img_size": tower.image_size,
             "patch_size": tower.patch_size,
             "embed_dim": tower.width,
             "depth": tower.num_layers,
-            "num_heads": _num_heads(vision),
+            "num_heads": tower.width // vision.get("head_width", 64),
             "mlp_ratio": vision.get("mlp_ratio", 4.0),
             "global_pool": "avg" if tower.pooling == "avg" else "token",
             "fc_norm": False,  # the final norm comes before the mean, not after it
@@ -163,19 +116,3 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     for key in _PUBLISHED_ORIGIN:
         config["pretrained_cfg"].pop(key, None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _plain_vision(tower: VisionTower, layout: str) -> dict[str, Any]:
-    """The tower's ``vision_cfg`` if it is a ViT that ``layout`` can express."""
-    vision = tower.config["model_cfg"]["vision_cfg"]
-    odd = sorted(key for key, value in vision.items() if key not in _PLAIN and value)
-    if odd:
-        raise UserError(
-            f"{layout} has no place for this tower ({', '.join(odd)} in vision_cfg): it holds plain ViTs with a class "
-            "token and the pooling avg or tok; export it as open_clip, or a timm network as timm."
-        )
-    return vision
-
-
-def _num_heads(vision: dict[str, Any]) -> int:
-    return vision["width"] // vision.get("head_width", 64)

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
@@ -92,6 +92,7 @@ class VLM(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(
         self,
@@ -199,6 +200,10 @@ class VLM(PreTrainedModel):
                 )
             query = self.question_vector(query_input_ids, query_attention_mask)
         return self.projector(self.compressor(self._features(features), query, self.config.num_visual_tokens))
+
+    def get_image_features(self, pixel_values: torch.Tensor, **query: torch.Tensor) -> BaseModelOutputWithPooling:
+        """The visual tokens [I, num_visual_tokens, H] of images, as ``pooler_output``: transformers' name for them."""
+        return BaseModelOutputWithPooling(pooler_output=self.visual_tokens(pixel_values, **query))
 
     def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.

@@ -13,6 +13,7 @@ from vlmkit.models.open_clip_layout import CONFIG_NAME
 from vlmkit.models.vision_tower import VisionTower
 
 Layout = Literal["open_clip", "transformers", "timm"]
+"""Of a tower."""
 
 _WAY_ON = "export it as open_clip, or a timm network as timm"
 _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")

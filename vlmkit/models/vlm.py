@@ -29,8 +29,13 @@ from vlmkit.models.projector import build_projector
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 
-# A language model with one of these set does more between hidden state and logits than its output matrix.
+# What configurations of language models call that which comes between hidden state and logits beside the output matrix.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def transforms_logits(text_config: PreTrainedConfig) -> bool:
+    """Whether logits are more than the output matrix times the hidden state."""
+    return any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS)
 
 
 class VLMConfig(PreTrainedConfig):
@@ -270,8 +275,7 @@ class VLM(PreTrainedModel):
 
     def _logits_at(self, kept: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Logits [n, V] that predict the labels kept ([B, T - 1]); the vocabulary is not computed anywhere else."""
-        text_config = self.config.text_config
-        if any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS):
+        if transforms_logits(self.config.text_config):
             return self.language_model(**inputs).logits[:, :-1][kept]
         hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
         return self.get_output_embeddings()(hidden[:, :-1][kept])

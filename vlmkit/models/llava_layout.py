@@ -56,6 +56,12 @@ _LLAVA: dict[str, Any] = {
 }
 """The choices of LLaVA-1.5 that its configuration spells out, and the only ones that a VLM can express."""
 
+_PUBLISHED_NAMES = {
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
 _LAYOUT = "LLaVA's layout (LlavaForConditionalGeneration)"
 _PROBE = "\ue000"
 
@@ -99,7 +105,7 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     llava.model.language_model, llava.lm_head = decoder, head
     llava.generation_config = llm.generation_config
     with no_progress_bar():
-        llava.save_pretrained(directory)
+        llava.save_pretrained(directory, state_dict=_published_state(llava), save_original_format=False)
     LlavaProcessor(
         image_processor(tower),
         tokenizer,
@@ -109,6 +115,17 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
         chat_template=READS_PARTS + tokenizer.get_chat_template(),
     ).save_pretrained(directory)
     return _prompt_note(tokenizer)
+
+
+def _published_state(llava: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Weights by the names of the published checkpoints, which every reader of the layout knows."""
+    state = {}
+    for name, tensor in llava.state_dict().items():
+        if name == "lm_head.weight" and llava.config.tie_word_embeddings:
+            continue
+        part = next(part for part in _PUBLISHED_NAMES if name.startswith(part))
+        state[_PUBLISHED_NAMES[part] + name.removeprefix(part)] = tensor.contiguous()
+    return state
 
 
 def load_llava(source: str, compressor: CompressorConfig | None, seed: int) -> tuple[VLM, PreTrainedTokenizerBase]:

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlmkit.models.clip_layout import check_plain, to_clip
+import torch
+
+from vlmkit.errors import UserError
 from vlmkit.models.open_clip_layout import CONFIG_NAME
 from vlmkit.models.vision_tower import VisionTower
 
-Layout = Literal["open_clip", "transformers", "timm"]
-"""Of a tower."""
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
-_WAY_ON = "export it as open_clip, or a timm network as timm"
+Layout = Literal["open_clip", "transformers", "timm"]
+
+# What a vision_cfg may set without leaving the plain ViT that the other layouts have.
+_PLAIN = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type", "output_tokens"}
+
+_TRANSFORMERS_NAMES = {
+    "conv1": "embeddings.patch_embedding",
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+    r"transformer\.resblocks\.": "encoder.layers.",
+    r"\.ln_": ".layer_norm",
+    r"\.attn\.": ".self_attn.",
+    "c_fc": "fc1",
+    "c_proj": "fc2",
+}
+"""Parts of open_clip's names, as patterns, and what transformers calls them."""
+
+_TOWER_WAYS_ON = "export it as open_clip, or a timm network as timm"
 _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 """What timm says of the published weights of a network, and not of these."""
 
@@ -23,14 +45,14 @@ _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name"
 def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     """Write a plain ViT so that ``CLIPVisionModel.from_pretrained(DIRECTORY)`` loads it, with its image processor.
 
-    What the model gives is as in :func:`~vlmkit.models.clip_layout.to_clip` (see also :func:`reading_note`). Raises
-    UserError for towers that this layout cannot express.
+    What the model gives is as in :func:`clip_vision_model` (see also :func:`reading_note`). Raises UserError for towers
+    that this layout cannot express.
     """
     from transformers import CLIPImageProcessor
 
-    check_plain(tower, "transformers' CLIPVisionModel", _WAY_ON)
+    model = clip_vision_model(tower, "transformers' CLIPVisionModel", _TOWER_WAYS_ON)
     with no_progress_bar():
-        to_clip(tower).save_pretrained(directory)
+        model.save_pretrained(directory)
     side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
     processor = CLIPImageProcessor(
         size={"shortest_edge": side},
@@ -39,6 +61,35 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
         image_std=preprocess["std"],
     )
     processor.save_pretrained(directory)
+
+
+def clip_vision_model(tower: VisionTower, layout: str, ways_on: str) -> CLIPVisionModel:
+    """The tower as transformers' CLIP, sharing its weights; to be saved, for nothing else in it need have storage.
+
+    Hidden states are equal: entry ``i`` of ``hidden_states`` holds the class token and then the patches after block
+    ``i - 1``. ``pooler_output`` is the class token, whatever the tower's pooling. Raises UserError, naming the
+    ``layout`` that is written and ending in ``ways_on``, for other towers.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    if isinstance(tower.visual, CLIPVisionModel):
+        return tower.visual
+    vision = _plain_vision(tower, layout, ways_on)
+    config = CLIPVisionConfig(
+        hidden_size=tower.width,
+        intermediate_size=int(tower.width * vision.get("mlp_ratio", 4.0)),
+        num_hidden_layers=tower.num_layers,
+        num_attention_heads=_num_heads(vision),
+        image_size=tower.image_size,
+        patch_size=tower.patch_size,
+        projection_dim=tower.width,
+        hidden_act="quick_gelu" if tower.config["model_cfg"]["quick_gelu"] else "gelu",
+        layer_norm_eps=1e-5,
+    )
+    with torch.device("meta"):
+        model = CLIPVisionModel(config)
+    model.load_state_dict(_transformers_state(tower), assign=True)
+    return model
 
 
 @contextmanager
@@ -76,6 +127,20 @@ def reading_note(tower: VisionTower, layout: Layout, model: str | Path) -> str |
     return None
 
 
+def _transformers_state(tower: VisionTower) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, tensor in tower.state_dict().items():
+        name, tensor = name.removeprefix("visual."), tensor.detach().cpu()
+        for theirs, ours in _TRANSFORMERS_NAMES.items():
+            name = re.sub(theirs, ours, name)
+        if "in_proj_" in name:  # query, key and value, one above the other
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.replace("in_proj_", f"{part}_proj.")] = piece.contiguous()
+        else:
+            state[name] = tensor
+    return state
+
+
 def export_timm(tower: VisionTower, directory: str | Path) -> None:
     """Write the tower in timm's hub layout: ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` loads it.
 
@@ -90,14 +155,13 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     if "timm_model_name" in tower.config["model_cfg"]["vision_cfg"]:
         network = tower.visual.trunk
     else:
-        check_plain(tower, "timm's VisionTransformer", _WAY_ON)
-        vision = tower.config["model_cfg"]["vision_cfg"]
+        vision = _plain_vision(tower, "timm's VisionTransformer", _TOWER_WAYS_ON)
         arguments = {
             "img_size": tower.image_size,
             "patch_size": tower.patch_size,
             "embed_dim": tower.width,
             "depth": tower.num_layers,
-            "num_heads": tower.width // vision.get("head_width", 64),
+            "num_heads": _num_heads(vision),
             "mlp_ratio": vision.get("mlp_ratio", 4.0),
             "global_pool": "avg" if tower.pooling == "avg" else "token",
             "fc_norm": False,  # the final norm comes before the mean, not after it
@@ -117,3 +181,22 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     for key in _PUBLISHED_ORIGIN:
         config["pretrained_cfg"].pop(key, None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain_vision(tower: VisionTower, layout: str, ways_on: str) -> dict[str, Any]:
+    """The tower's ``vision_cfg`` if it is a ViT that ``layout`` can express."""
+    if "transformers" in tower.config:
+        odd, where = [tower.config["transformers"]["model_type"]], "its model_type"
+    else:
+        vision = tower.config["model_cfg"]["vision_cfg"]
+        odd, where = sorted(key for key, value in vision.items() if key not in _PLAIN and value), "vision_cfg"
+    if odd:
+        raise UserError(
+            f"{layout} has no place for this tower ({', '.join(odd)} in {where}): it holds plain ViTs with a class "
+            f"token and the pooling avg or tok; {ways_on}."
+        )
+    return vision
+
+
+def _num_heads(vision: dict[str, Any]) -> int:
+    return vision["width"] // vision.get("head_width", 64)

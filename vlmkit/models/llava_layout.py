@@ -16,7 +16,6 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -29,10 +28,10 @@ from transformers import (
 from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.errors import UserError
-from vlmkit.models.clip_layout import check_plain, config_from_clip, from_clip, to_clip
-from vlmkit.models.export import no_progress_bar
+from vlmkit.models.export import clip_vision_model, no_progress_bar
 from vlmkit.models.llm import complete
 from vlmkit.models.processor import READS_PARTS, image_processor
+from vlmkit.models.transformers_tower import TransformersTower, transformers_config
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM, VLMConfig, transforms_logits
 
@@ -63,6 +62,7 @@ _PUBLISHED_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 _LAYOUT = "LLaVA's layout (LlavaForConditionalGeneration)"
+_WAY_ON = "load this model through vlmkit (import vlmkit.models)"
 _PROBE = "\ue000"
 
 
@@ -80,10 +80,9 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
         raise UserError(
             f"{_LAYOUT} has no place for the compressor {vlm.config.compressor} with {vlm.config.num_visual_tokens} of "
             f"{patches} tokens: between tower and projector it keeps every patch; export a model that does "
-            f"(--tokens {patches} --compressor avgpool), or load this one through vlmkit (import vlmkit.models)."
+            f"(--tokens {patches} --compressor avgpool), or {_WAY_ON}."
         )
-    check_plain(tower, _LAYOUT, "load this model through vlmkit (import vlmkit.models)")
-    clip = to_clip(tower)
+    clip = clip_vision_model(tower, _LAYOUT, _WAY_ON)
     config = LlavaConfig(
         vision_config=clip.config,
         text_config=llm.config,
@@ -97,8 +96,8 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     decoder, head = llm.get_decoder(), llm.get_output_embeddings()
     if type(decoder) is not type(llava.model.language_model) or head.bias is not None or transforms_logits(llm.config):
         raise UserError(
-            f"{_LAYOUT} has no place for the output layer of {type(llm).__name__}: it multiplies by one matrix; load "
-            "this model through vlmkit (import vlmkit.models)."
+            f"{_LAYOUT} has no place for the output layer of {type(llm).__name__}: it multiplies by one matrix; "
+            f"{_WAY_ON}."
         )
     llava.model.vision_tower = clip
     llava.model.multi_modal_projector.linear_1, _, llava.model.multi_modal_projector.linear_2 = vlm.projector
@@ -142,7 +141,6 @@ def load_llava(source: str, compressor: CompressorConfig | None, seed: int) -> t
             source, use_safetensors=True, dtype=torch.float32, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        mean, std = _normalisation(source)
     if tokenizer.get_vocab().get(IMAGE_TOKEN) != config.image_token_id:
         raise UserError(
             f"In the tokenizer of {source}, {IMAGE_TOKEN} is not the token {config.image_token_id} that its "
@@ -152,7 +150,9 @@ def load_llava(source: str, compressor: CompressorConfig | None, seed: int) -> t
         tokenizer.chat_template = CHAT_TEMPLATE
     llm = _causal_lm(llava)
     complete(llm, tokenizer)
-    tower = from_clip(llava.model.vision_tower, mean, std)
+    with torch.device("meta"):
+        tower = TransformersTower(transformers_config(source))
+    tower.visual = llava.model.vision_tower
     chosen = compressor or _every_patch(tower)
     vlm = VLM.join(tower, llm, chosen, config.image_token_id, seed)
     projector = llava.model.multi_modal_projector
@@ -163,8 +163,7 @@ def load_llava(source: str, compressor: CompressorConfig | None, seed: int) -> t
 def llava_config(source: str, compressor: CompressorConfig) -> VLMConfig:
     """The configuration of what :func:`load_llava` gives, for a plan: no weights are read."""
     config = _read_config(source)
-    with _or_ways_on(source):
-        vision = config_from_clip(config.vision_config, *_normalisation(source))
+    vision = transformers_config(source)
     return VLMConfig(vision, config.text_config, compressor.name, compressor.counts, config.image_token_id)
 
 
@@ -196,11 +195,6 @@ def _read_config(source: str) -> Any:
             "a checkpoint such as llava-hf/llava-1.5-7b-hf."
         )
     return config
-
-
-def _normalisation(source: str) -> tuple[list[float], list[float]]:
-    processor = AutoImageProcessor.from_pretrained(source, **_options(source))
-    return processor.image_mean, processor.image_std
 
 
 def _causal_lm(llava: LlavaForConditionalGeneration) -> PreTrainedModel:

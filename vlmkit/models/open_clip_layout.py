@@ -7,7 +7,7 @@ built, fingerprinted, exported and read back is one description.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +34,6 @@ Config = dict[str, Any]
 _DUMMY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
 _DUMMY_VISION = {"width": 8, "layers": 1, "head_width": 8, "patch_size": 8, "image_size": 8}
 _INTEGERS = ("width", "layers", "patch_size", "image_size")
-_PLAIN = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "image_size", "pool_type", "output_tokens"}
 _ATTENTIONAL = ("attentional_pool", "attn_pooler_queries", "attn_pooler_heads")
 
 
@@ -91,16 +90,6 @@ def config_from_open_clip(name: str, image_size: int | None = None, pooling: str
     if pooling is None and not (vision.get("timm_pool") or vision.get("pool_type")):
         pooling = "avg"
     return _config(model, {}, image_size, pooling)
-
-
-def plain_vit_config(vision: Config, mean: Sequence[float], std: Sequence[float], quick_gelu: bool) -> Config:
-    """The configuration of a ViT of the shape ``vision`` that pools its class token."""
-    return _config({"vision_cfg": vision, "quick_gelu": quick_gelu}, {"mean": mean, "std": std}, None, "tok")
-
-
-def unplain_settings(config: Config) -> list[str]:
-    """What in ``vision_cfg`` makes a tower more than a plain ViT (class token, pooling avg or tok), by name."""
-    return sorted(key for key, value in config["model_cfg"]["vision_cfg"].items() if key not in _PLAIN and value)
 
 
 def config_from_timm(name: str, image_size: int | None = None, pooling: str | None = None) -> Config:

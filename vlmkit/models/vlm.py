@@ -220,7 +220,9 @@ class VLM(PreTrainedModel):
 
     def get_image_features(self, pixel_values: torch.Tensor, **query: torch.Tensor) -> BaseModelOutputWithPooling:
         """The visual tokens [I, num_visual_tokens, H] of images, as ``pooler_output``: transformers' name for them."""
-        return BaseModelOutputWithPooling(pooler_output=self.visual_tokens(pixel_values, **query))
+        tokens = self.visual_tokens(pixel_values, **query)
+        assert tokens is not None
+        return BaseModelOutputWithPooling(pooler_output=tokens.view(len(pixel_values), -1, tokens.shape[-1]))
 
     def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -124,6 +125,18 @@ def test_what_llava_cannot_express_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="output layer of Gemma2ForCausalLM"):
         export_llava(make(own_tower(), softcapped), TOKENIZER, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_stock_processor_would_do_otherwise_is_said(tmp_path: Path) -> None:
+    tower = own_tower()
+    tower.config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{eos} $A", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    note = export_llava(make(tower), tokenizer, tmp_path)
+    assert note and "add_special_tokens=False" in note and "mean colour" in note
 
 
 def checkpoint(directory: Path, **changes: object) -> LlavaForConditionalGeneration:

@@ -93,10 +93,7 @@ def test_ids_pixels_and_questions_are_those_of_training(saved: tuple[Path, VLM, 
     if vlm.compressor.conditioned:
         assert inputs["query_input_ids"].tolist() == [expected.query]
     pixels = PadTransform(vlm.vision_tower.image_size)(decode_image(image))[None]
-    as_trained = vlm.cacheable_features(pixels)
-    torch.testing.assert_close(vlm.cacheable_features(inputs["pixel_values"]), as_trained, rtol=1e-5, atol=1e-5)
-    raw = processor(images=Image.fromarray(image), text=text, do_rescale=False, do_normalize=False, return_tensors="pt")
-    assert torch.equal(raw["pixel_values"], pixels)
+    assert torch.equal(inputs["pixel_values"], pixels)
 
 
 def test_what_inference_servers_ask_of_a_processor(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:

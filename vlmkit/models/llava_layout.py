@@ -6,7 +6,7 @@ penultimate block without the class token, Linear, GELU, Linear, and a language 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.errors import UserError
 from vlmkit.models.export import clip_vision_model, no_progress_bar
 from vlmkit.models.llm import complete
-from vlmkit.models.processor import READS_PARTS, image_processor
+from vlmkit.models.processor import READS_PARTS, pad_and_resize
 from vlmkit.models.transformers_tower import TransformersTower, transformers_config
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM, VLMConfig, transforms_logits
+from vlmkit.registry import CLIP_MEAN
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -62,6 +63,8 @@ _PUBLISHED_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 _LAYOUT = "LLaVA's layout (LlavaForConditionalGeneration)"
+_IDENTITIES = ("none", "avgpool", "downsample")
+"""Compressors that change nothing where there are as many tokens as patches."""
 _WAY_ON = "load this model through vlmkit (import vlmkit.models)"
 _PROBE = "\ue000"
 
@@ -76,7 +79,7 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     """
     tower, llm = vlm.vision_tower, vlm.language_model
     patches = tower.grid[0] * tower.grid[1]
-    if not _keeps_all_patches(vlm.config.compressor, vlm.config.num_visual_tokens, patches):
+    if not (vlm.config.compressor in _IDENTITIES and vlm.config.num_visual_tokens == patches):
         raise UserError(
             f"{_LAYOUT} has no place for the compressor {vlm.config.compressor} with {vlm.config.num_visual_tokens} of "
             f"{patches} tokens: between tower and projector it keeps every patch; export a model that does "
@@ -105,15 +108,16 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     llava.generation_config = llm.generation_config
     with no_progress_bar():
         llava.save_pretrained(directory, state_dict=_published_state(llava), save_original_format=False)
+    mean, std = (tower.config["preprocess_cfg"][key] for key in ("mean", "std"))
     LlavaProcessor(
-        image_processor(tower),
+        pad_and_resize(tower.image_size, mean, image_std=std),
         tokenizer,
         patch_size=tower.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=1,  # the class token, which the strategy takes off again
         chat_template=READS_PARTS + tokenizer.get_chat_template(),
     ).save_pretrained(directory)
-    return _prompt_note(tokenizer)
+    return " ".join(_notes(tokenizer, mean)) or None
 
 
 def _published_state(llava: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
@@ -167,10 +171,6 @@ def llava_config(source: str, compressor: CompressorConfig) -> VLMConfig:
     return VLMConfig(vision, config.text_config, compressor.name, compressor.counts, config.image_token_id)
 
 
-def _keeps_all_patches(compressor: str, num_visual_tokens: int, patches: int) -> bool:
-    return compressor == "avgpool" and num_visual_tokens == patches
-
-
 def _every_patch(tower: VisionTower) -> CompressorConfig:
     return CompressorConfig(name="avgpool", num_visual_tokens=tower.grid[0] * tower.grid[1])
 
@@ -219,16 +219,20 @@ def _takes_strings(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _PROBE in str(text)
 
 
-def _prompt_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """vlmkit's prompts are what the chat template says; a tokenizer that adds to them would change the answers."""
+def _notes(tokenizer: PreTrainedTokenizerBase, mean: Sequence[float]) -> Iterator[str]:
+    """Where the stock processor would do otherwise than training did."""
     prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False))
     adds = tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids
-    if not adds or (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token)):
-        return None
-    return (
-        "The tokenizer would put tokens before the prompt that this model never saw: give the processor "
-        "add_special_tokens=False (in apply_chat_template: processor_kwargs={'add_special_tokens': False})."
-    )
+    if adds and not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token)):
+        yield (
+            "The tokenizer would put tokens before the prompt that this model never saw: give the processor "
+            "add_special_tokens=False (in apply_chat_template: processor_kwargs={'add_special_tokens': False})."
+        )
+    if tuple(mean) != CLIP_MEAN:
+        yield (
+            "The processor pads images with the tower's mean colour; in training the border had the mean colour of "
+            "CLIP's images, so images that are not square give slightly other answers."
+        )
 
 
 def _options(source: str) -> dict[str, Any]:

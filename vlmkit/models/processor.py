@@ -10,11 +10,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.models.vlm import VLM, VLMConfig
+from vlmkit.registry import CLIP_MEAN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from vlmkit.models.vision_tower import VisionTower
 
 READS_PARTS = """\
 {%- set plain = namespace(messages=[]) -%}
@@ -43,10 +42,11 @@ _TEXT_DEFAULTS = {
 class VLMProcessor(ProcessorMixin):
     """Images and rendered conversations to the inputs of :class:`~vlmkit.models.vlm.VLM`.
 
-    Images are padded to squares, resized and normalised as in training; each ``<image>`` becomes
-    ``num_visual_tokens`` of them; texts are padded on the left, and get no special tokens beyond those of the chat
-    template. For a ``conditioned`` compressor, ``questions`` (one an image) become ``query_input_ids`` and
-    ``query_attention_mask``; ``apply_chat_template`` finds them itself: the first question of each conversation.
+    Images are padded to squares and resized as in training, and stay uint8: the tower normalises them. Each
+    ``<image>`` becomes ``num_visual_tokens`` of them; texts are padded on the left, and get no special tokens beyond
+    those of the chat template. For a ``conditioned`` compressor, ``questions`` (one an image) become
+    ``query_input_ids`` and ``query_attention_mask``; ``apply_chat_template`` finds them itself: the first question of
+    each conversation.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class VLMProcessor(ProcessorMixin):
     def of(cls, vlm: VLM, tokenizer: PreTrainedTokenizerBase) -> VLMProcessor:
         """The processor of a model."""
         return cls(
-            image_processor(vlm.vision_tower),
+            # The tower normalises; CLIP's mean is the colour of the border, whichever tower it is.
+            pad_and_resize(vlm.vision_tower.image_size, CLIP_MEAN, do_rescale=False, do_normalize=False),
             tokenizer,
             vlm.config.num_visual_tokens,
             vlm.compressor.conditioned,
@@ -76,7 +77,7 @@ class VLMProcessor(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, *, questions: str | Sequence[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """``input_ids`` and ``attention_mask`` [B, T], and ``pixel_values`` [I, 3, S, S] of all images in order.
+        """``input_ids`` and ``attention_mask`` [B, T], and ``pixel_values`` uint8 [I, 3, S, S] of all images in order.
 
         ``text`` are rendered conversations. With ``return_mm_token_type_ids``, ``mm_token_type_ids`` [B, T] is 1 at
         visual tokens. Options of image processor and tokenizer are passed on.
@@ -107,24 +108,22 @@ class VLMProcessor(ProcessorMixin):
         self, conversation: Any, chat_template: str | None = None, **kwargs: Any
     ) -> Any:
         """As in transformers, for contents that are strings or lists of parts (text, image)."""
-        rendered = super().apply_chat_template(
-            conversation, READS_PARTS + self.tokenizer.get_chat_template(chat_template), **kwargs
-        )
+        template = READS_PARTS + self.tokenizer.get_chat_template(chat_template)
+        rendered = super().apply_chat_template(conversation, template, **kwargs)
         if self.conditioned and isinstance(rendered, BatchFeature) and "pixel_values" in rendered:
             conversations = conversation if isinstance(conversation[0], list) else [conversation]
             rendered.update(self._queries([text for messages in conversations for text in _questions(messages)]))
         return rendered
 
 
-def image_processor(tower: VisionTower) -> LlavaImageProcessor:
-    """Pad to a square, resize, normalise: what the tower's images went through in training, in transformers' terms."""
-    side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
+def pad_and_resize(image_size: int, mean: Sequence[float], **options: Any) -> LlavaImageProcessor:
+    """Pad to a square with a border of the colour ``mean``, then resize: what training does, in transformers' terms."""
     return LlavaImageProcessor(
         do_pad=True,
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=preprocess["mean"],
-        image_std=preprocess["std"],
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=list(mean),
+        **options,
     )
 
 
@@ -133,7 +132,7 @@ def _questions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     contents = [message["content"] for message in messages]
     parts = [[{"type": "text", "text": content}] if isinstance(content, str) else content for content in contents]
     num_images = sum(
-        part["type"] == "image" or part.get("text", "").count(IMAGE_TOKEN) for content in parts for part in content
+        part["text"].count(IMAGE_TOKEN) if part["type"] == "text" else 1 for content in parts for part in content
     )
     asked = next(content for message, content in zip(messages, parts, strict=True) if message["role"] == "user")
     return ["".join(part.get("text", "") for part in asked)] * num_images

@@ -187,6 +187,31 @@ def test_a_llava_checkpoint_keeps_its_logits(published: bool, tmp_path: Path) ->
     assert tokenizer.decode(prompt.ids) == f"USER: {'<image>' * PATCHES}\nis it red ASSISTANT:"
 
 
+def test_the_published_7b_is_understood_without_its_weights(tmp_path: Path) -> None:
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32064}
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    }
+    config = {"model_type": "llava", "text_config": text, "vision_config": vision, "image_token_index": 32000}
+    config |= {"projector_hidden_act": "gelu", "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
+    config |= {"ignore_index": -100, "pad_token_id": 32001, "torch_dtype": "float16", "vocab_size": 32064}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    CLIPImageProcessor(size={"shortest_edge": 336}).save_pretrained(tmp_path)
+    with torch.device("meta"):
+        vlm = VLM(llava_config(str(tmp_path), CompressorConfig(name="avgpool", num_visual_tokens=576)))
+    assert vlm.vision_tower.grid == (24, 24) and vlm.config.image_token_id == 32000
+    language_model = sum(parameter.numel() for parameter in vlm.language_model.parameters())
+    assert language_model == 6_738_415_616 + 2 * 64 * 4096  # Llama-2 7B, and 64 more tokens
+
+
 def test_another_compressor_starts_fresh_between_the_checkpoints_parts(tmp_path: Path) -> None:
     model = checkpoint(tmp_path)
     choice = CompressorConfig(name="quecc", num_visual_tokens=4)

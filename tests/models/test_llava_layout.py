@@ -22,6 +22,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
 )
@@ -122,8 +123,9 @@ def test_what_llava_cannot_express_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no place for this tower \(timm_model_name"):
         export_llava(make(build_tower("timm:test_resnet"), tokens=25), TOKENIZER, tmp_path)
     softcapped = Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=0.5, query_pre_attn_scalar=16)
-    with pytest.raises(UserError, match="output layer of Gemma2ForCausalLM"):
-        export_llava(make(own_tower(), softcapped), TOKENIZER, tmp_path)
+    for llm in (softcapped, PhiConfig(**SHAPE)):
+        with pytest.raises(UserError, match=r"no place for the language model \w+ForCausalLM"):
+            export_llava(make(own_tower(), llm), TOKENIZER, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

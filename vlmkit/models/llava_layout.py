@@ -63,9 +63,11 @@ _PUBLISHED_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 _LAYOUT = "LLaVA's layout (LlavaForConditionalGeneration)"
+EVERY_PATCH = "avgpool"
+"""The compressor that keeps all patches when asked for as many tokens."""
 _IDENTITIES = ("none", "avgpool", "downsample")
 """Compressors that change nothing where there are as many tokens as patches."""
-_WAY_ON = "load this model through vlmkit (import vlmkit.models)"
+_WAY_ON = "load this model through vlmkit (import vlmkit)"
 _PROBE = "\ue000"
 
 
@@ -77,13 +79,30 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     compressor that leaves fewer tokens than patches, a tower that is no plain ViT, a language model that does more
     than multiply by its output matrix.
     """
+    llava, tower = _stock_llava(vlm), vlm.vision_tower
+    with no_progress_bar():
+        llava.save_pretrained(directory, state_dict=_published_state(llava), save_original_format=False)
+    mean, std = (tower.config["preprocess_cfg"][key] for key in ("mean", "std"))
+    LlavaProcessor(
+        pad_and_resize(tower.image_size, mean, image_std=std),
+        tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy=llava.config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # the class token, which the strategy takes off again
+        chat_template=READS_PARTS + tokenizer.get_chat_template(),
+    ).save_pretrained(directory)
+    return " ".join(_notes(tokenizer, mean)) or None
+
+
+def _stock_llava(vlm: VLM) -> LlavaForConditionalGeneration:
+    """transformers' own model around the parts of ``vlm``, to be saved."""
     tower, llm = vlm.vision_tower, vlm.language_model
     patches = tower.grid[0] * tower.grid[1]
     if not (vlm.config.compressor in _IDENTITIES and vlm.config.num_visual_tokens == patches):
         raise UserError(
             f"{_LAYOUT} has no place for the compressor {vlm.config.compressor} with {vlm.config.num_visual_tokens} of "
             f"{patches} tokens: between tower and projector it keeps every patch; export a model that does "
-            f"(--tokens {patches} --compressor avgpool), or {_WAY_ON}."
+            f"(--tokens {patches} --compressor {EVERY_PATCH}), or {_WAY_ON}."
         )
     clip = clip_vision_model(tower, _LAYOUT, _WAY_ON)
     config = LlavaConfig(
@@ -96,28 +115,17 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
     )
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
-    decoder, head = llm.get_decoder(), llm.get_output_embeddings()
-    if type(decoder) is not type(llava.model.language_model) or head.bias is not None or transforms_logits(llm.config):
-        raise UserError(
-            f"{_LAYOUT} has no place for the output layer of {type(llm).__name__}: it multiplies by one matrix; "
-            f"{_WAY_ON}."
-        )
+    stock = set(llava.state_dict())
     llava.model.vision_tower = clip
     llava.model.multi_modal_projector.linear_1, _, llava.model.multi_modal_projector.linear_2 = vlm.projector
-    llava.model.language_model, llava.lm_head = decoder, head
+    llava.model.language_model, llava.lm_head = llm.get_decoder(), llm.get_output_embeddings()
     llava.generation_config = llm.generation_config
-    with no_progress_bar():
-        llava.save_pretrained(directory, state_dict=_published_state(llava), save_original_format=False)
-    mean, std = (tower.config["preprocess_cfg"][key] for key in ("mean", "std"))
-    LlavaProcessor(
-        pad_and_resize(tower.image_size, mean, image_std=std),
-        tokenizer,
-        patch_size=tower.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,  # the class token, which the strategy takes off again
-        chat_template=READS_PARTS + tokenizer.get_chat_template(),
-    ).save_pretrained(directory)
-    return " ".join(_notes(tokenizer, mean)) or None
+    if set(llava.state_dict()) != stock or transforms_logits(llm.config):
+        raise UserError(
+            f"{_LAYOUT} has no place for the language model {type(llm).__name__} as it is: it holds transformers' own "
+            f"decoder and one output matrix, without bias, cap or adapters; {_WAY_ON}."
+        )
+    return llava
 
 
 def _published_state(llava: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
@@ -172,7 +180,7 @@ def llava_config(source: str, compressor: CompressorConfig) -> VLMConfig:
 
 
 def _every_patch(tower: VisionTower) -> CompressorConfig:
-    return CompressorConfig(name="avgpool", num_visual_tokens=tower.grid[0] * tower.grid[1])
+    return CompressorConfig(name=EVERY_PATCH, num_visual_tokens=tower.grid[0] * tower.grid[1])
 
 
 def _read_config(source: str) -> Any:

@@ -99,7 +99,12 @@ def test_transformers_penultimate_block(family: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("timm:test_vit_relpos", "cannot be read"), ("timm:test_resnet", "no attention")]
+    ("name", "says"),
+    [
+        ("timm:test_vit_relpos", "cannot be read"),
+        ("timm:eva02_tiny_patch14_224", "cannot be read"),
+        ("timm:test_resnet", "no attention"),
+    ],
 )
 def test_a_tower_whose_attention_cannot_be_read_says_so(name: str, says: str) -> None:
     tower = build_tower(name).eval()

@@ -19,9 +19,11 @@ def attention_of(block: nn.Module) -> Any:
 
     Raises UserError if it is of a kind that :func:`queries_and_keys` cannot read.
     """
-    for name in ("attn", "self_attn", "attention"):
-        attention = getattr(block, name, None)
-        if isinstance(attention, nn.MultiheadAttention | Attention) or hasattr(attention, "k_proj"):
+    own = getattr(block, "attn", None)  # timm's other kinds turn queries and keys by position, or take differences
+    if isinstance(own, nn.MultiheadAttention | Attention):
+        return own
+    for attention in (getattr(block, name, None) for name in ("self_attn", "attention")):  # of transformers
+        if hasattr(attention, "k_proj"):
             return attention
     raise UserError(
         f"The compressor prune reads the attention of a ViT, and that of a {type(block).__name__} cannot be read; "

@@ -10,7 +10,7 @@ from vlmkit import registry
 from vlmkit.config import PretrainRecipe, VLMRecipe
 from vlmkit.data.sources import open_conversations
 from vlmkit.models.llm import llm_config
-from vlmkit.models.vision_tower import tower_config
+from vlmkit.models.towers import find_tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.pipelines.pretrain import is_missing_default
@@ -79,7 +79,7 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        tower_config(name, tower_image_size(name, recipe)),
+        find_tower_config(name, tower_image_size(name, recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.counts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +18,13 @@ from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
-from vlmkit.data.loader import Stream, eval_batches
+from vlmkit.data.loader import Collate, Stream, eval_batches
 from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
+from vlmkit.models.attention import set_attention
+from vlmkit.models.kernels import use_liger
 from vlmkit.models.llm import load_llm
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM
@@ -81,6 +84,9 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
         return RunOutcome(run, already_finished=True)
     # Models before the directory: what cannot be loaded must leave nothing behind.
     vlm, tokenizer = _build(recipe, init)
+    set_attention(vlm.language_model, recipe.llm.attention, context.device)
+    if recipe.llm.kernels == "liger":
+        use_liger(vlm.language_model, context.device)
     prepare(run, recipe, sources.fingerprints, context)
     torch.nn.Module.to(vlm, context.device)
     feed = _Feed(recipe, train, vlm, tokenizer, context, progress)
@@ -155,7 +161,8 @@ class _Feed:
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
         tokens, conditioned = recipe.compressor.num_visual_tokens, vlm.compressor.conditioned
         self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
-        self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
+        collate, limit = PackingCollate(recipe.max_length, tokenizer.pad_token_id), train.micro_batch_tokens
+        self._collate: Collate = partial(collate.micro_batches, max_tokens=limit) if limit else collate
         self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
 
     def stream(self, source: Source[ConversationSample]) -> Stream:
@@ -206,7 +213,7 @@ class _HeldOut:
     load: ConversationLoader
     num_samples: int
     batch_size: int
-    collate: PackingCollate
+    collate: Collate
     train: TrainConfig
     context: DistributedContext
 

@@ -16,7 +16,7 @@ from vlmkit.contracts import Batch
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import open_feature_cache
-from vlmkit.data.packing import PackingCollate
+from vlmkit.data.packing import ConversationItem, PackingCollate
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
@@ -110,6 +110,27 @@ def test_loss_is_the_same_packed_cached_and_in_parts(compressor: str) -> None:
     for name, loss_sum in variants.items():
         rounding = 1e-3 if name == "cached" else 1e-5  # the cache holds half-precision numbers
         torch.testing.assert_close(loss_sum, expected.loss_sum, rtol=rounding, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("num_turns", [1, 3])
+def test_the_answer_never_reaches_the_visual_tokens(num_turns: int) -> None:
+    """Other answers, of other lengths, leave them as they are to the last bit; another first question does not."""
+    task = make("quecc").eval()
+    encoder = ConversationEncoder(TOKENIZER, 4, 200, task.model.compressor.conditioned)
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+
+    def tokens_of(first: str, answer: str) -> torch.Tensor:
+        questions = [first, "is it red", "how many are there"][:num_turns]
+        sample = ConversationSample("s", (b"",), tuple(Turn(question, answer) for question in questions))
+        given = PackingCollate(200, TOKENIZER.pad_token_id)([ConversationItem(encoder.encode(sample), image)])
+        names = ("pixel_values", "image_index", "query_input_ids", "query_attention_mask")
+        visual = task.model.visual_tokens(**{name: given[name] for name in names})
+        assert visual is not None
+        return visual
+
+    before = tokens_of("what color is it", "red")
+    assert torch.equal(before, tokens_of("what color is it", "a green one and a blue one"))
+    assert not torch.equal(before, tokens_of("what shape is it", "red"))
 
 
 def test_bf16_autocast_agrees_with_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -16,7 +17,7 @@ from vlmkit.errors import UserError
 
 
 class Family(NamedTuple):
-    """A template as in the ``tokenizer_config.json`` it names, and how it writes two turns: [] around what is labelled."""
+    """A template as in the ``tokenizer_config.json`` it names, and how it writes two turns: [what is labelled]."""
 
     template: str
     bos: str
@@ -64,7 +65,8 @@ FAMILIES = {
         "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
         "{% else %}{% set content = message['content'] %}{% endif %}"
         "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-        "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+        "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}"
+        "{% endfor %}",
         "<s>",
         "</s>",
         (),
@@ -184,7 +186,7 @@ def test_answers_are_found_whatever_they_say(name: str) -> None:
     for answer, (start, stop) in zip(answers, spans, strict=True):
         said = text[start:stop].replace("<think>\n\n</think>\n\n", "")
         assert any(said.strip() in (answer + end, f"{answer} {end}") for end in ends), said
-    assert all(before[1] < after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(spans))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -130,8 +129,8 @@ class ChatTemplate:
                 "The tokenizer's chat template rewrites messages, so answers cannot be told from prompts; "
                 "put {% generation %} around the answer in the template (chat_template.jinja)."
             )
-        common = os.path.commonprefix([rest, gained])
-        until = common if len(common) >= said else rest
+        shared = next((i for i, (a, b) in enumerate(zip(rest, gained, strict=False)) if a != b), len(gained))
+        until = rest[:shared] if shared >= said else rest
         stops = [(at, token) for token in self._special_tokens if (at := until.find(token, said)) >= 0]
         end = min(at + len(token) for at, token in stops) if stops else len(until.rstrip())
         return len(prompt), len(prompt) + end

@@ -35,9 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / names[-1])
         words = "red " * (1 + number * 7 % 11)
         turns = [("what color is it", words), ("is it red", "yes")][: 1 + number % 2]
-        spoken = [
-            {"from": who, "value": said} for turn in turns for who, said in zip(("human", "gpt"), turn, strict=True)
-        ]
+        spoken = [{"from": ("human", "gpt")[i], "value": turn[i]} for turn in turns for i in (0, 1)]
         records.append({"conversations": spoken, **({"image": names} if names else {})})
     (folder / "rows.json").write_text(json.dumps(records))
     return folder / "rows.json"
@@ -45,6 +43,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(tower: Path, rows: Path, engine: str = "ddp", **train: Any) -> VLMRecipe:
     section = {**TRAIN, "steps": STEPS, "global_batch_size": 4, "parallel": engine, "device": "cpu", **train}
+    section["checkpoint"] = {"every_steps": 2, "keep": 4}
     return vlm_recipe(
         tower,
         stage="finetune",
@@ -87,24 +86,27 @@ def test_two_ranks_train_like_one_process_whatever_rows_they_get(runs: Path, run
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("run", ["ddp-budget", "fsdp-budget"])
-def test_two_ranks_resume_exactly(runs: Path, run: str, tower_run: Path, rows: Path, tmp_path: Path) -> None:
+def test_two_ranks_resume_exactly(runs: Path, tower_run: Path, rows: Path, tmp_path: Path) -> None:
     """From the checkpoint of step 4, as if the run had crashed after it."""
-    engine = run.removesuffix("-budget")
-    copy = tmp_path / "run"
-    shutil.copytree(runs / run, copy)
-    lines = (copy / "metrics.jsonl").read_text().splitlines()
-    (copy / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= 4))
-    shutil.rmtree(copy / "model")
-    for folder in (copy / "checkpoints").iterdir():
-        if int(folder.name.removeprefix("step-")) > 4:
-            shutil.rmtree(folder)
-    in_two_processes([(recipe(tower_run, rows, engine, micro_batch_tokens=64), copy)])
-    assert metrics_of(copy, "train/loss") == metrics_of(runs / run, "train/loss")
-    mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (copy, runs / run))
-    assert mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in mine)
+    for engine in ENGINES:
+        copy = tmp_path / engine
+        shutil.copytree(runs / f"{engine}-budget", copy)
+        lines = (copy / "metrics.jsonl").read_text().splitlines()
+        (copy / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= 4))
+        shutil.rmtree(copy / "model")
+        for step in (6, 8):
+            shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
+    in_two_processes(
+        [(recipe(tower_run, rows, engine, micro_batch_tokens=64), tmp_path / engine) for engine in ENGINES]
+    )
+    for engine in ENGINES:
+        straight, resumed = runs / f"{engine}-budget", tmp_path / engine
+        assert metrics_of(resumed, "train/loss") == metrics_of(straight, "train/loss")
+        mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (resumed, straight))
+        assert mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in mine)
 
 
+@pytest.mark.slow
 def test_one_process_resumes_exactly_under_another_token_budget(tower_run: Path, rows: Path, tmp_path: Path) -> None:
     """The position is one integer: how a step is cut up is no part of it."""
     with pytest.raises(Crash):
@@ -113,4 +115,5 @@ def test_one_process_resumes_exactly_under_another_token_budget(tower_run: Path,
     train_vlm(recipe(tower_run, rows, micro_batch_tokens=64), tmp_path / "a")
     train_vlm(recipe(tower_run, rows, micro_batch_tokens=128), tmp_path / "b")
     losses = [metrics_of(tmp_path / name, "train/loss") for name in "ab"]
-    assert losses[0][:5] == losses[1][:5] and losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[0][:4] == losses[1][:4] and losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert len(losses[1]) == STEPS

@@ -11,9 +11,9 @@ from vlmkit.errors import UserError
 def use_liger(llm: PreTrainedModel, device: torch.device) -> None:
     """Let norms, gated MLPs and rotary embeddings of this model run on Liger's Triton kernels; in place.
 
-    Its fused cross entropy stays off: logits are computed at labelled tokens only. The rotary embedding is replaced for
-    all models of the same architecture in this process. Raises UserError where there is no NVIDIA GPU, the package is
-    missing, or it has no kernels for this architecture.
+    Its fused cross entropy stays off: logits are computed at labelled tokens only. Rotary embeddings are replaced for
+    all models of this architecture in the process, norms and MLPs also in those made later. Raises UserError where
+    there is no NVIDIA GPU, the package is missing, or it has no kernels for this architecture.
     """
     if device.type != "cuda":
         raise UserError("llm.kernels liger runs on NVIDIA GPUs only; leave llm.kernels at null on other devices.")

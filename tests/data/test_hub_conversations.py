@@ -11,9 +11,12 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
+from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.samples import Turn
 from vlmkit.data.sources import open_conversations
+from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 
 
@@ -115,6 +118,21 @@ def test_rows_and_columns_that_are_wrong_are_named(
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(UserError, match=message):
         open_conversations(f"hf:{tmp_path}/set{options}")
+
+
+@pytest.mark.parametrize("kind", ["hf", "llava", "jsonl"])
+def test_a_row_that_trains_nothing_is_named_whatever_the_source(tmp_path: Path, kind: str) -> None:
+    rows = [{"conversations": llava("q", answer)} for answer in ("a", " ")]
+    if kind == "hf":
+        datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "set"))
+    else:
+        text = json.dumps(rows) if kind == "llava" else "\n".join(map(json.dumps, rows))
+        (tmp_path / "set").write_text(text)
+    source = open_conversations(f"{kind}:{tmp_path}/set")
+    encoder = ConversationEncoder(AutoTokenizer.from_pretrained(DIRECTORY), 4, 64)
+    assert encoder.encode(source[0])
+    with pytest.raises(UserError, match=r"Sample (.*set:)?1 has an empty answer and trains nothing"):
+        encoder.encode(source[1])
 
 
 def test_the_fingerprint_sees_turns_and_images(tmp_path: Path) -> None:

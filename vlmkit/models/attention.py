@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import flex_attention_mask
 
 from vlmkit.errors import UserError
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 Mask: TypeAlias = Union[torch.Tensor, "BlockMask"]
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Kinds of layers that packed rows can go through, as transformers names them in ``layer_types``."""
+
+FLEX = "vlmkit_flex"
+"""transformers' flex attention, with queries, keys and values of one type."""
 
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 _SMALLEST_HEAD = 16
@@ -56,12 +60,12 @@ def packed_masks(config: PreTrainedConfig, segments: Segments, dtype: torch.dtyp
     Raises UserError where rows cannot be packed: the layers are of other kinds, or the implementation takes no mask.
     """
     implementation = config._attn_implementation
-    if implementation not in ("eager", "sdpa", "flex_attention"):
+    if implementation not in ("eager", "sdpa", FLEX):
         raise UserError(
             f"The attention implementation {implementation} takes no mask for packed rows; "
             "choose another with llm.attention (auto, sdpa or flex)."
         )
-    make = _block_mask if implementation == "flex_attention" else _additive_mask
+    make = _block_mask if implementation == FLEX else _additive_mask
     windows = _windows(config, segments.sequence_ids.shape[1])
     made = {window: make(segments, window, dtype) for window in set(windows.values())}
     masks = {kind: made[window] for kind, window in windows.items()}
@@ -104,6 +108,21 @@ def _block_mask(segments: Segments, window: int | None, dtype: torch.dtype) -> B
     return create_block_mask(segments.visibility(window), rows, None, length, length, device, _compile=True)
 
 
+def _flex_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    from transformers.integrations.flex_attention import flex_attention_forward
+
+    # Autocast does not know flex attention, and rotary embeddings leave queries and keys in float32 beside bf16 values.
+    output: tuple[torch.Tensor, torch.Tensor | None]
+    output = flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, *args, **kwargs)
+    return output
+
+
+AttentionInterface.register(FLEX, _flex_attention)
+AttentionMaskInterface.register(FLEX, flex_attention_mask)
+
+
 def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"], device: torch.device) -> None:
     """Let the language model compute attention as the recipe says (``llm.attention``).
 
@@ -115,7 +134,7 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
         chosen = "sdpa"
     else:
         obstacle = _flex_obstacle(llm, device)
-        chosen = "flex_attention"
+        chosen = FLEX
         if obstacle is not None and setting == "auto":
             obstacle, chosen = None, "eager" if _sdpa_obstacle(llm) else "sdpa"
     if obstacle is not None:

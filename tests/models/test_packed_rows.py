@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     Phi3Config,
     PhiConfig,
@@ -311,6 +312,11 @@ def test_what_cannot_be_packed_or_computed_is_refused() -> None:
     with pytest.raises(UserError, match="layers of the kind linear_attention, which cannot keep the sequences"):
         packed_masks(mixed, segments, torch.float32)
     cpu = torch.device("cpu")
+    mamba = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=16, hidden_size=8, state_size=2, num_hidden_layers=1)
+    )
+    with pytest.raises(UserError, match="mamba models carry a state from token to token"):
+        set_attention(mamba, "auto", cpu)
     with pytest.raises(UserError, match=r"llm\.attention flex cannot be had: .* NVIDIA GPUs only"):
         set_attention(make("llama").language_model, "flex", cpu)
     with pytest.raises(UserError, match=r"llm\.attention sdpa cannot be had: gemma2 models"):

@@ -127,8 +127,15 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
     """Let the language model compute attention as the recipe says (``llm.attention``).
 
     "auto" is flex attention on CUDA where the model's shapes allow it, otherwise what transformers chooses (sdpa, and
-    eager for models whose scores are capped). Raises UserError if the model or the device cannot have what is asked.
+    eager for models whose scores are capped). Raises UserError if the model or the device cannot have what is asked, or
+    rows cannot be packed for the model at all.
     """
+    if llm._is_stateful:
+        raise UserError(
+            f"{llm.config.model_type} models carry a state from token to token, which would mix the sequences of a row; "
+            "choose a language model whose layers are attention."
+        )
+    _windows(llm.config, 1)
     if setting == "sdpa":
         obstacle = _sdpa_obstacle(llm)
         chosen = "sdpa"

@@ -132,7 +132,7 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
     """
     if llm._is_stateful:
         raise UserError(
-            f"{llm.config.model_type} models carry a state from token to token, which would mix the sequences of a row; "
+            f"{llm.config.model_type} models carry a state from token to token, which mixes the sequences of a row; "
             "choose a language model whose layers are attention."
         )
     _windows(llm.config, 1)

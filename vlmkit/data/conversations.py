@@ -84,7 +84,7 @@ class ConversationEncoder:
         dialogues = [[turn] for turn in sample.turns] if sample.independent else [list(sample.turns)]
         if not sample.turns or any(not turn.answer.strip() for turn in sample.turns):
             raise UserError(f"Sample {sample.id} has an empty answer and trains nothing; remove or complete it.")
-        rendered = [self._template.render(self._contents(turns, sample)) for turns in dialogues]
+        rendered = [self._render(turns, sample) for turns in dialogues]
         heads = {_head(text) for text, _ in rendered}
         shared = heads.pop() if len(heads) == 1 and not self.conditioned else None
         if shared is not None:
@@ -102,6 +102,13 @@ class ConversationEncoder:
         text, _ = self._template.render(self._contents(list(sample.turns), sample)[:1])
         ids = self._expand(self._backend.encode(text, add_special_tokens=False).ids)
         return EncodedPrompt(ids, list(range(num_images)), self._query(sample.turns[0], sample))
+
+    def _render(self, turns: list[Turn], sample: ConversationSample) -> tuple[str, list[Span]]:
+        contents = self._contents(turns, sample)
+        try:
+            return self._template.render(contents)
+        except UserError as error:
+            raise UserError(f"Sample {sample.id} cannot be written as a chat: {error}") from error
 
     def _contents(self, turns: list[Turn], sample: ConversationSample) -> list[str]:
         contents = [text for turn in turns for text in (turn.question, turn.answer)]

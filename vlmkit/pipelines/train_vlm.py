@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,13 +20,15 @@ from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
-from vlmkit.data.loader import Stream, eval_batches
+from vlmkit.data.loader import Collate, Stream, eval_batches
 from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import add_adapters
+from vlmkit.models.attention import set_attention
 from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
+from vlmkit.models.kernels import use_liger
 from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import default_image_size, find_tower, find_tower_config, tower_from_config
@@ -89,6 +92,9 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
         return RunOutcome(run, already_finished=True)
     # Models before the directory: what cannot be loaded must leave nothing behind.
     vlm, tokenizer = _build(recipe, stage, init, context)
+    set_attention(vlm.language_model, recipe.llm.attention, context.device)
+    if recipe.llm.kernels == "liger":
+        use_liger(vlm.language_model, context.device)
     task = VLMTask(vlm, tokenizer, stage, recipe.train_tower)
     prepare(run, recipe, sources.fingerprints, context)
     distributed.place(task, train, context)  # first, so that features are cached of the tower as it is held
@@ -227,7 +233,8 @@ class _Feed:
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
         tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
         self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
-        self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
+        collate, limit = PackingCollate(recipe.max_length, tokenizer.pad_token_id), train.micro_batch_tokens
+        self._collate: Collate = partial(collate.micro_batches, max_tokens=limit) if limit else collate
         self._caches = recipe.feature_cache and not task.train_tower
         if recipe.feature_cache and task.train_tower and context.is_main:
             logger.warning("The vision tower trains, so its features change with every step: no feature cache is used.")
@@ -286,7 +293,7 @@ class _HeldOut:
     load: ConversationLoader
     num_samples: int
     batch_size: int
-    collate: PackingCollate
+    collate: Collate
     train: TrainConfig
     context: DistributedContext
 

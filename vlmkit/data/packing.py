@@ -29,8 +29,9 @@ class PackingCollate:
     [R, 1, T, T] (True: may attend); T is the longest row, at most ``max_length``. In a row every sequence starts at
     position 0 and sees itself only; a branch sees its prefix and itself, and its positions continue the prefix.
     Images come as ``pixel_values`` or ``image_features``, each once; ``image_index`` [M] names the image of every block
-    of image places in row-major order, and ``query_input_ids``, ``query_attention_mask`` [M, Q] its question, where the
-    sequences carry one. ``num_targets`` counts the labelled positions.
+    of image places in row-major order, ``token_counts`` (M integers) the number of its places, and ``query_input_ids``,
+    ``query_attention_mask`` [M, Q] its question, where the sequences carry one. ``num_targets`` counts the labelled
+    positions.
     """
 
     max_length: int
@@ -51,6 +52,7 @@ class PackingCollate:
             batch["pixel_values" if stacked.dtype == torch.uint8 else "image_features"] = stacked
             in_order = [entries[i] for row in rows for i in row]
             batch["image_index"] = torch.tensor([first + i for sequence, first in in_order for i in sequence.images])
+            batch["token_counts"] = [seq.num_visual_tokens for seq, _ in in_order for _ in seq.images]
             queries = [sequence.query for sequence, _ in in_order for _ in sequence.images]
             if any(queries):
                 batch["query_input_ids"], batch["query_attention_mask"] = _pad(queries, self.pad_token_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,7 +38,8 @@ class VLMConfig(PreTrainedConfig):
 
     ``vision_config`` is the tower's open_clip configuration, ``text_config`` the language model's own; ``compressor``
     and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it is elastic);
-    ``image_token_id`` marks their places.
+    ``image_token_id`` marks their places. ``prompt_order`` and ``condition_on`` say how the model was prompted in
+    training: where images stand, and which question of a dialogue forms their tokens (``data.conversations``).
     """
 
     model_type = "vlmkit"
@@ -51,6 +52,8 @@ class VLMConfig(PreTrainedConfig):
         compressor: str = "avgpool",
         token_counts: Sequence[int] = (16,),
         image_token_id: int | None = None,
+        prompt_order: str = "image_first",
+        condition_on: str = "first",
         **kwargs: Any,
     ) -> None:
         self.vision_config = vision_config or {}
@@ -58,6 +61,8 @@ class VLMConfig(PreTrainedConfig):
         self.compressor = compressor
         self.token_counts = sorted(token_counts)
         self.image_token_id = image_token_id
+        self.prompt_order = prompt_order
+        self.condition_on = condition_on
         if isinstance(self.text_config, PreTrainedConfig):
             kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
             # The base class hands its own choice down: None would silently turn off the masks of a model in use.
@@ -68,6 +73,14 @@ class VLMConfig(PreTrainedConfig):
     def num_visual_tokens(self) -> int:
         """Visual tokens of an image: the most that the model serves."""
         return self.token_counts[-1]
+
+    def require_count(self, count: int) -> None:
+        """Raise UserError, naming the counts that there are, unless the model serves this one."""
+        if count not in self.token_counts:
+            raise UserError(
+                f"The model does not serve {count} visual tokens; it was trained for "
+                f"{', '.join(map(str, self.token_counts))}: choose one of these."
+            )
 
 
 @dataclass
@@ -183,12 +196,15 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
     ) -> torch.Tensor | None:
-        """Visual tokens in the language model's width: [M, num_visual_tokens, H], one row a block of ``<image>``.
+        """Visual tokens in the language model's width: [N, H], those of one block of ``<image>`` after another.
 
         None without images. They are given as pixels (uint8 or normalised, [I, 3, S, S]) or as their
         ``cacheable_features`` [I, P, C]; ``image_index`` [M] says which image each block shows (default: M = I, in
-        order). A conditioned compressor needs the question of each block, right-padded: [M, Q].
+        order). A conditioned compressor needs the question of each block, right-padded: [M, Q]. ``token_counts`` (M
+        integers) gives the tokens of each block, by default the most that the model serves. Raises UserError for a
+        count it does not serve.
         """
         if image_features is None:
             if pixel_values is None:
@@ -205,7 +221,19 @@ class VLM(PreTrainedModel):
                     "give query_input_ids and query_attention_mask, one row for each image."
                 )
             query = self.question_vector(query_input_ids, query_attention_mask)
-        return self.projector(self.compressor(self._features(features), query, self.config.num_visual_tokens))
+        counts = [self.config.num_visual_tokens] * len(features) if token_counts is None else [*token_counts]
+        return self.projector(self._compress(features, query, counts))
+
+    def _compress(self, features: torch.Tensor, query: torch.Tensor | None, counts: list[int]) -> torch.Tensor:
+        """The compressor's tokens [sum of counts, C] of M blocks, formed together where their counts are equal."""
+        formed: dict[int, Iterator[torch.Tensor]] = {}
+        for count in sorted({*counts}):
+            self.config.require_count(count)
+            members = [block for block, wanted in enumerate(counts) if wanted == count]
+            chosen = slice(None) if len(members) == len(counts) else torch.tensor(members, device=features.device)
+            of_members = None if query is None else query[chosen]
+            formed[count] = iter(self.compressor(self._features(features[chosen]), of_members, count))
+        return torch.cat([next(formed[count]) for count in counts])
 
     def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.
@@ -214,7 +242,7 @@ class VLM(PreTrainedModel):
         """
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.image_token_id
-        have = 0 if visual is None else visual.shape[0] * visual.shape[1]
+        have = 0 if visual is None else len(visual)
         if (wanted := int(places.sum())) != have:
             raise UserError(
                 f"The text has places for {wanted} visual tokens but the images give {have}; "
@@ -232,6 +260,7 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -242,7 +271,9 @@ class VLM(PreTrainedModel):
         ``attention_mask`` is [B, T] for padded rows, or boolean [B, 1, T, T] for packed ones (True: may attend), which
         come with ``position_ids`` [B, T]. The rest is as in :meth:`visual_tokens`.
         """
-        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        visual = self.visual_tokens(
+            pixel_values, image_features, image_index, query_input_ids, query_attention_mask, token_counts
+        )
         embeds = self.merge(input_ids, visual)
         if visual is None and self.training:
             embeds = embeds + self._no_image_anchor()
@@ -290,13 +321,16 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
         **generation: Any,
     ) -> torch.Tensor:
-        """New tokens only, [B, <= max_new_tokens]: left-padded prompts in, one batch, greedy unless told otherwise.
+        """New tokens only, [B, <= max_new_tokens]: prompts that end together in, greedy unless told otherwise.
 
         ``generation`` goes to the language model's ``generate`` (max_new_tokens, eos_token_id, pad_token_id, ...).
         """
-        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        visual = self.visual_tokens(
+            pixel_values, image_features, image_index, query_input_ids, query_attention_mask, token_counts
+        )
         embeds = self.merge(input_ids, visual)
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **{"do_sample": False, **generation}

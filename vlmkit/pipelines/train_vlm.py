@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
-from vlmkit.data.conversation_loader import ConversationLoader
+from vlmkit.data.conversation_loader import ConversationLoader, TokenCounts
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
 from vlmkit.data.loader import Stream, eval_batches
@@ -81,6 +81,7 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
         return RunOutcome(run, already_finished=True)
     # Models before the directory: what cannot be loaded must leave nothing behind.
     vlm, tokenizer = _build(recipe, init)
+    vlm.config.prompt_order, vlm.config.condition_on = recipe.prompt_order, recipe.compressor.condition_on
     prepare(run, recipe, sources.fingerprints, context)
     torch.nn.Module.to(vlm, context.device)
     feed = _Feed(recipe, train, vlm, tokenizer, context, progress)
@@ -144,6 +145,20 @@ def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
     return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
+def encoder_of(
+    vlm: VLM, tokenizer: PreTrainedTokenizerBase, max_length: int, num_visual_tokens: int | None = None
+) -> ConversationEncoder:
+    """The encoder that prompts a model as it was trained, for one of its token counts (default: the most).
+
+    Raises UserError for a count that the model does not serve.
+    """
+    config = vlm.config
+    config.require_count(count := num_visual_tokens or config.num_visual_tokens)
+    return ConversationEncoder(
+        tokenizer, count, max_length, vlm.compressor.conditioned, config.condition_on, config.prompt_order
+    )
+
+
 class _Feed:
     """Turns conversation sources into packed batches for one model: encoded, with cached features where allowed."""
 
@@ -157,8 +172,8 @@ class _Feed:
         progress: Progress | None,
     ) -> None:
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
-        tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
-        self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
+        self._encoder = encoder_of(vlm, tokenizer, recipe.max_length)
+        self._token_counts = TokenCounts(recipe.compressor.counts, recipe.compressor.elastic, recipe.seed)
         self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
         self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
 
@@ -183,7 +198,8 @@ class _Feed:
 
     def _load(self, source: Source[ConversationSample]) -> ConversationLoader:
         cache = self._cache(source) if self._recipe.feature_cache else None
-        return ConversationLoader(source, self._encoder, self._vlm.vision_tower.image_size, cache)
+        size = self._vlm.vision_tower.image_size
+        return ConversationLoader(source, self._encoder, size, cache, self._token_counts)
 
     def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
         compressor = self._recipe.compressor
@@ -195,7 +211,7 @@ class _Feed:
                 source,
                 lambda pixels: self._vlm.cacheable_features(pixels.to(self._context.device)),
                 self._vlm.vision_tower.image_size,
-                {"tower": self._tower, "compressor": f"{compressor.name} {max(compressor.counts)}"},
+                {"tower": self._tower, "compressor": f"{compressor.name} {_listed(compressor.counts)}"},
                 self._recipe.cache_limit_gb * 1e9,
                 num_workers=self._train.num_workers,
                 progress=(lambda done, total: progress.update(done, {})) if progress else None,

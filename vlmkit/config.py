@@ -254,7 +254,7 @@ class CompressorConfig(Section):
     )
     elastic: Literal["sampled", "all"] = Field(
         "sampled",
-        description="Of several token counts: sampled trains each sample with one drawn for it (MQT, arXiv 2405.19315), "
+        description="Several token counts: sampled trains each sample with one drawn for it (MQT, arXiv 2405.19315), "
         "all trains each with every one and averages (M3, arXiv 2405.17430).",
     )
     condition_on: Literal["first", "each"] = Field(

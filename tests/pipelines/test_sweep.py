@@ -46,7 +46,7 @@ def test_a_sweep_trains_evaluates_skips_what_is_done_and_names_what_fails(tower_
     assert sorted(heard) == sorted(results) == sorted(sweep.cells(recipe))
     assert all({row.family for row in rows} >= {"reasoning", "ocr"} for rows in results.values())
     columns, lines = sweep.table(results)
-    assert columns[:2] == ["run", "reasoning"] and len(lines) == 4
+    assert columns[:3] == ["run", "tokens", "reasoning"] and len(lines) == 4
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert sweep.sweep(recipe, tmp_path, jobs=2) == results

@@ -95,8 +95,8 @@ class ConversationEncoder:
     def encode(self, sample: ConversationSample) -> list[EncodedSequence]:
         """The sample as sequences of at most ``max_length`` tokens, in the order of its turns.
 
-        A dialogue is one sequence, cut at the end if it is too long (of a sequence for each question, those whose answer
-        is cut off are left out). Independent turns are branches behind what they share up to the image (several
+        A dialogue is one sequence, cut at the end if it is too long (where each question has a sequence, those whose
+        answer is cut off are left out). Independent turns are branches behind what they share up to the image (several
         sequences if one is too short for them), each cut on its own; where the image follows the question they share
         nothing. Raises UserError, naming the sample, where a turn or dialogue trains nothing, or places and images
         differ in number.

@@ -178,7 +178,7 @@ def test_answers_are_those_of_prompts_read_whole(
     for benchmark in (replace(every, questions=lambda sample: questions(sample)[:1]), every):
         assert records(benchmark, watched) == records(benchmark, lambda llm, ids: None)
     of_one_question, of_all = seen  # once each, over four windows
-    assert of_one_question.rstrip().endswith("upper color" if order == "text_first" else "user")
+    assert of_one_question.rstrip().endswith("upper color" if order == "text_first" else "user|>")
     assert of_one_question.startswith(of_all) and "upper" not in of_all
 
 

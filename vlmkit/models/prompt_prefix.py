@@ -56,7 +56,7 @@ class PromptPrefix:
         return {"cache" if renamed else "past_key_values": cache}
 
 
-def shared_beginning(prompts: Sequence[Sequence[int]], image_token_id: int) -> tuple[int, ...]:
+def shared_beginning(prompts: Sequence[list[int]], image_token_id: int) -> tuple[int, ...]:
     """The tokens that all prompts begin with, up to the first image place; each prompt keeps one token at least."""
     # What the first and the last in lexical order share, all share.
     first, last = min(prompts), max(prompts)

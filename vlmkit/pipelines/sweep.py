@@ -78,7 +78,9 @@ def table(results: Mapping[str, list[ResultRow]]) -> tuple[list[str], list[tuple
     families = list(dict.fromkeys(row.family for rows in results.values() for row in rows))
     lines: list[tuple[object, ...]] = []
     for name, rows in results.items():
-        for count in sorted({row.visual_tokens for row in rows if row.visual_tokens}) or [None]:
-            values = {row.family: f"{row.value:.3f}" for row in rows if row.visual_tokens == count}
+        at_counts: dict[int | None, dict[str, str]] = {}
+        for row in rows:
+            at_counts.setdefault(row.visual_tokens, {})[row.family] = f"{row.value:.3f}"
+        for count, values in at_counts.items() or [(None, {})]:
             lines.append((name, count, *(values.get(family, "") for family in families)))
     return ["run", "tokens", *families], sorted(lines, key=lambda line: str(line[0]))

@@ -153,7 +153,8 @@ def encoder_of(
     Raises UserError for a count that the model does not serve.
     """
     config = vlm.config
-    config.require_count(count := num_visual_tokens or config.num_visual_tokens)
+    count = config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+    config.require_count(count)
     return ConversationEncoder(
         tokenizer, count, max_length, vlm.compressor.conditioned, config.condition_on, config.prompt_order
     )

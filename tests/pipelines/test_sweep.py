@@ -12,6 +12,7 @@ from vlmkit.config import SweepRecipe
 from vlmkit.errors import UserError
 from vlmkit.pipelines import sweep
 from vlmkit.recipe import load_recipe
+from vlmkit.runs import ResultRow
 
 
 def sweep_recipe(**overrides: Any) -> SweepRecipe:
@@ -36,6 +37,19 @@ def test_cells_are_the_product_of_the_lists_with_their_own_rates() -> None:
     assert cell.finetune.optim.lr == 0.5 and cells["micro-avgpool4-seed1"].finetune.optim.lr != 0.5
     assert cell.finetune.steps == TRAIN["steps"] and cell.data.train == "miniworld:train?scenes=64"
     assert next(iter(cells)).startswith("micro-avgpool4"), "the costliest cell goes first"
+
+
+def test_a_list_among_the_token_counts_is_one_elastic_run_with_a_line_for_each() -> None:
+    recipe = sweep_recipe(llms=["nano"], tokens=[4, [16, 1]], **{"base.compressor": {"elastic": "all"}})
+    cells = sweep.cells(recipe)
+    assert cells.keys() == {"nano-avgpool4-seed0", "nano-avgpool1-16-seed0"}
+    elastic = cells["nano-avgpool1-16-seed0"].compressor
+    assert (elastic.counts, elastic.elastic) == ((1, 16), "all")
+    facts = {"benchmark": "b", "metric": "m", "num_samples": 1, "stderr": 0.0, "data_revision": "", "scoring": ""}
+    rows = [ResultRow(family=f, value=n / 100, visual_tokens=n, **facts) for n in (1, 16) for f in ("ocr", "count")]
+    columns, lines = sweep.table({"elastic": rows, "missing": []})
+    assert columns == ["run", "tokens", "ocr", "count"]
+    assert lines == [("elastic", 1, "0.010", "0.010"), ("elastic", 16, "0.160", "0.160"), ("missing", None, "", "")]
 
 
 @pytest.mark.slow

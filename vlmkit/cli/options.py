@@ -47,7 +47,7 @@ def parse_counts(text: str) -> list[int]:
     counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(counts):
         raise UserError(f"--tokens {text} is no list of token counts; write whole numbers, like 4 or 1,4,16.")
-    return counts
+    return [*dict.fromkeys(counts)]
 
 
 def resolve(

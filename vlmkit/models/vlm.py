@@ -226,11 +226,15 @@ class VLM(PreTrainedModel):
 
     def _compress(self, features: torch.Tensor, query: torch.Tensor | None, counts: list[int]) -> torch.Tensor:
         """The compressor's tokens [sum of counts, C] of M blocks, formed together where their counts are equal."""
-        formed: dict[int, Iterator[torch.Tensor]] = {}
-        for count in sorted({*counts}):
+        different = sorted({*counts})
+        for count in different:
             self.config.require_count(count)
+        if len(different) == 1:
+            return self.compressor(self._features(features), query, different[0]).flatten(0, 1)
+        formed: dict[int, Iterator[torch.Tensor]] = {}
+        for count in different:
             members = [block for block, wanted in enumerate(counts) if wanted == count]
-            chosen = slice(None) if len(members) == len(counts) else torch.tensor(members, device=features.device)
+            chosen = torch.tensor(members, device=features.device)
             of_members = None if query is None else query[chosen]
             formed[count] = iter(self.compressor(self._features(features[chosen]), of_members, count))
         return torch.cat([next(formed[count]) for count in counts])

@@ -57,6 +57,7 @@ def steps(
     return torch.stack(output.logits, dim=1)  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("config", [Qwen2Config(**SHAPE), LlamaConfig(**SHAPE)], ids=["qwen2", "llama"])
 def test_continued_by_unequal_rows_it_gives_the_logits_of_whole_prompts(config: PreTrainedConfig) -> None:
     llm = language_model(config)

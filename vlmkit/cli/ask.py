@@ -72,7 +72,7 @@ def _converse(assistant: Assistant, images: list[Path]) -> None:
     from vlmkit.pipelines.ask import Dialogue
 
     dialogue = Dialogue(assistant, images)
-    print_note(f"{len(images)} images of {assistant.visual_tokens} visual tokens. {COMMANDS}")
+    print_note(f"Images shown: {len(images)}; visual tokens of each: {assistant.visual_tokens}. {COMMANDS}")
     while True:
         try:
             command, _, rest = (said := input("> ").strip()).partition(" ")

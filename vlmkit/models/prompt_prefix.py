@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -50,9 +49,8 @@ class PromptPrefix:
         """
         cache = deepcopy(self.cache)
         cache.batch_repeat_interleave(num_rows)
-        generate: Any = language_model.generate
         # transformers renamed the argument in 5.24.
-        renamed = "cache" in inspect.signature(generate).parameters
+        renamed = "cache" in inspect.signature(language_model.forward).parameters
         return {"cache" if renamed else "past_key_values": cache}
 
 

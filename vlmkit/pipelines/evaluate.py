@@ -69,23 +69,22 @@ def _evaluate_vlm(
     counts = settings.tokens or (vlm.config.num_visual_tokens,)
     encoders = [encoder_of(vlm, tokenizer, recipe.max_length, count) for count in counts]
     torch.nn.Module.to(vlm, distributed.setup(settings.device).device)
-    llm = registry.llm(recipe.llm.name).name if registry.is_llm(recipe.llm.name) else recipe.llm.name
     for task, benchmark in benchmarks.items():
         for encoder in encoders:
-            yield _benchmark(run, vlm, encoder, task, benchmark, llm, recipe.seed, settings, progress)
+            yield _benchmark(run, recipe, vlm, encoder, task, benchmark, settings, progress)
 
 
 def _benchmark(
     run: RunDirectory,
+    recipe: VLMRecipe,
     vlm: VLM,
     encoder: ConversationEncoder,
     task: str,
     benchmark: Benchmark,
-    llm: str,
-    seed: int,
     settings: EvalSettings,
     progress: Progress | None,
 ) -> Report:
+    llm = registry.llm(recipe.llm.name).name if registry.is_llm(recipe.llm.name) else recipe.llm.name
     count = encoder.num_visual_tokens
     records = f"{benchmark.name}-{count}" if len(vlm.config.token_counts) > 1 else benchmark.name
     with shown(progress, min(len(benchmark.samples), settings.limit or len(benchmark.samples)), task) as report:
@@ -94,7 +93,7 @@ def _benchmark(
             encoder,
             benchmark,
             llm=llm,
-            seed=seed,
+            seed=recipe.seed,
             batch_size=settings.batch_size,
             limit=settings.limit,
             records_path=run.samples_dir / f"{records}.jsonl",

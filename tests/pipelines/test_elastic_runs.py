@@ -14,7 +14,12 @@ from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
 from vlmkit.runs import RunDirectory
 from vlmkit.scaling.measurements import load_measurements
 
-ELASTIC = {"stage": "finetune", "compressor.num_visual_tokens": [16, 1, 4], "prompt_order": "text_first"}
+ELASTIC = {
+    "stage": "finetune",
+    "compressor.num_visual_tokens": [16, 1, 4],
+    "compressor.condition_on": "each",
+    "prompt_order": "text_first",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,8 @@ def test_a_run_that_crashed_goes_on_with_the_counts_it_would_have_had(
 
 def test_the_checkpoint_knows_its_counts_and_how_it_was_prompted(elastic_run: Path) -> None:
     config = load_vlm(elastic_run)[0].config
-    assert (config.token_counts, config.num_visual_tokens, config.prompt_order) == ([1, 4, 16], 16, "text_first")
+    assert (config.token_counts, config.num_visual_tokens) == ([1, 4, 16], 16)
+    assert (config.prompt_order, config.condition_on) == ("text_first", "each")
 
 
 def test_evaluations_at_several_counts_stand_side_by_side(elastic_run: Path) -> None:

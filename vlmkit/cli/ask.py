@@ -19,7 +19,7 @@ COMMANDS = "/image PATH... shows other images, /tokens N another number of visua
 
 
 def ask(
-    run: Annotated[Path, typer.Argument(help="Finished VLM run, of any stage.")],
+    run: Annotated[Path, typer.Argument(help="Finished VLM run, of any stage, or a LLaVA-1.5 checkpoint.")],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[IMAGE]... [QUESTION]", help="Images to show together, then the question, in quotes."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from transformers import TextStreamer
@@ -17,7 +17,7 @@ from vlmkit.data.samples import BadSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
 from vlmkit.pipelines.train_vlm import encoder_of, load_vlm
-from vlmkit.runs import RunDirectory
+from vlmkit.runs import RunDirectory, is_run
 from vlmkit.training import distributed
 
 WINDOW = 32
@@ -59,14 +59,14 @@ def split_images(words: Sequence[str]) -> tuple[list[Path], str | None]:
 
 
 class Assistant:
-    """A finished VLM run of any stage, ready to answer.
+    """A finished VLM run of any stage, or a LLaVA-1.5 checkpoint, ready to answer.
 
     Raises UserError if ``run`` is none, has not finished, or does not serve the number of visual tokens asked for.
     """
 
     def __init__(self, run: Path, settings: AskSettings) -> None:
         self._settings = settings
-        self._max_length = _vlm_recipe(run).max_length
+        self._max_length = _max_length(run)
         self._vlm, self._tokenizer = load_vlm(run)
         self._transform = PadTransform(self._vlm.vision_tower.image_size)
         self.use_tokens(settings.tokens)
@@ -134,17 +134,21 @@ class _Words(TextStreamer):
         self._on_text(text)
 
 
-def _vlm_recipe(path: Path) -> VLMRecipe:
-    run = RunDirectory(path)
-    recipe = run.recipe()
+def _max_length(path: Path) -> int:
+    """The longest row the model was trained with. What is no VLM run is left to ``load_vlm`` to take or refuse, but for
+    what there is more to say of."""
+    recipe = RunDirectory(path).recipe() if is_run(path) else VLMRecipe()
     if isinstance(recipe, PretrainRecipe):
         raise UserError(
             f"{path} is a vision tower, which cannot answer; train a VLM on it first: "
             f"vlmkit train-vlm --vision-tower {path}."
         )
-    if isinstance(recipe, VLMRecipe) and not run.finished and RunDirectory(run.align_dir).finished:
+    if not isinstance(recipe, VLMRecipe):
+        return VLMRecipe().max_length
+    run = RunDirectory(path)
+    if not run.finished and RunDirectory(run.align_dir).finished:
         raise UserError(f"The run {path} has not finished, but its align stage has: ask {run.align_dir}.")
-    return cast(VLMRecipe, recipe)  # load_vlm refuses every other kind
+    return recipe.max_length
 
 
 def _read(path: Path) -> torch.Tensor:

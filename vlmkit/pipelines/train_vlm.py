@@ -22,11 +22,13 @@ from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
+from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
+from vlmkit.models.transformers_tower import is_hub_directory
 from vlmkit.models.vision_tower import build_tower
-from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
-from vlmkit.runs import RunDirectory, open_model
+from vlmkit.runs import RunDirectory, is_run, open_model
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training import distributed
 from vlmkit.training.distributed import DistributedContext
@@ -117,13 +119,15 @@ class _Sources:
 
 
 def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenizerBase]:
-    """The model a stage starts from: parts joined afresh, or those of an earlier VLM run."""
+    """The model a stage starts from: parts joined afresh, or those of an earlier VLM run or LLaVA checkpoint."""
     if init is None:
         llm, tokenizer = load_llm(recipe.llm, recipe.seed)
         tower = build_tower(recipe.vision_tower.name, recipe.vision_tower.image_size, recipe.seed)
         image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
         # Before its features are cached: batch norms of a tower in training mode would look at the batch.
         return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
+    if not is_run(init):
+        return load_llava(init, recipe.compressor, recipe.seed)
     vlm, tokenizer = load_vlm(init)
     have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
     if have != (want.name, [*want.counts]):
@@ -139,7 +143,12 @@ def _listed(counts: Sequence[int]) -> str:
 
 
 def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
-    """Model (float32, on the CPU) and tokenizer of a finished VLM run. Raises UserError if it is none."""
+    """Model (float32, on the CPU) and tokenizer of a finished VLM run, or of a LLaVA-1.5 directory as it stands.
+
+    Raises UserError if ``run`` is neither.
+    """
+    if not is_run(run) and is_hub_directory(str(run)):
+        return load_llava(str(run), None, seed=0)
     directory = open_model(run, "train-vlm")
     vlm = VLM.from_pretrained(directory, dtype=torch.float32)
     return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -158,6 +167,18 @@ def encoder_of(
     return ConversationEncoder(
         tokenizer, count, max_length, vlm.compressor.conditioned, config.condition_on, config.prompt_order
     )
+
+
+def initial_config(recipe: VLMRecipe) -> VLMConfig | None:
+    """The configuration of the model that ``recipe.init`` gives, no weights read; None where parts are joined afresh.
+
+    Raises UserError as loading it would, for what a configuration can tell.
+    """
+    if recipe.init is None:
+        return None
+    if is_run(recipe.init):
+        return VLMConfig.from_pretrained(open_model(recipe.init, "train-vlm"), local_files_only=True)
+    return llava_config(recipe.init, recipe.compressor)
 
 
 class _Feed:

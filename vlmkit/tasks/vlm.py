@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
+from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMOutput
 from vlmkit.tasks.parameter_groups import parameter_groups
 
@@ -100,9 +101,9 @@ class VLMTask(nn.Module):
         return list(self.model.language_model.get_decoder().layers)
 
     def export(self, directory: str) -> None:
-        """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them."""
+        """Write what ``AutoModelForImageTextToText``, ``AutoProcessor`` and ``AutoTokenizer`` read."""
         self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        VLMProcessor.of(self.model, self.tokenizer).save_pretrained(directory)
 
 
 def _num_correct(output: VLMOutput) -> torch.Tensor:

@@ -272,6 +272,12 @@ class CompressorConfig(Section):
         ascending = sorted({*counts})
         return ascending if len(ascending) > 1 else ascending[0]
 
+    query: Literal["llm", "embed_mean", "none"] = Field(
+        "llm",
+        description="What a compressor that sees the question is told of it: the language model's last hidden state, "
+        "the mean of its input embeddings, or nothing.",
+    )
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

@@ -25,9 +25,9 @@ LLM = Qwen2Config(
 IMAGE = 5
 
 
-def make(tokens: int | list[int]) -> VLM:
+def make(tokens: int | list[int], name: str = "avgpool") -> VLM:
     torch.manual_seed(0)
-    compressor = CompressorConfig(num_visual_tokens=tokens)
+    compressor = CompressorConfig(name=name, num_visual_tokens=tokens)
     return VLM.join(VisionTower(TOWER), AutoModelForCausalLM.from_config(LLM), compressor, IMAGE, 0).eval()
 
 
@@ -57,9 +57,10 @@ def test_at_each_count_it_is_the_fixed_model_with_the_same_weights(count: int) -
     torch.testing.assert_close(elastic(**given, image_features=features, token_counts=[count] * 2).logits, expected)
 
 
+@pytest.mark.parametrize("compressor", [facts.name for facts in registry.COMPRESSORS.values() if facts.elastic])
 @torch.no_grad()
-def test_blocks_of_several_counts_in_one_batch_are_what_each_is_alone() -> None:
-    model, counts = make([1, 4, 16]), (4, 1, 16, 4)
+def test_blocks_of_several_counts_in_one_batch_are_what_each_is_alone(compressor: str) -> None:
+    model, counts = make([1, 4, 16], compressor), (4, 1, 16, 4)
     given = inputs(*counts)
     together = model(**given, token_counts=counts).logits
     for row, count in enumerate(counts):

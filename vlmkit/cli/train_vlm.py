@@ -38,7 +38,9 @@ def train_vlm(
             help="Visual tokens; must tile the patch grid. Several, like 1,4,16: one model for all of them (elastic).",
         ),
     ] = None,
-    compressor: Annotated[str | None, typer.Option("--compressor", help="avgpool or quecc.")] = None,
+    compressor: Annotated[
+        str | None, typer.Option("--compressor", help="How patches become visual tokens: see `vlmkit models`.")
+    ] = None,
     vision_tower: Annotated[
         str | None, typer.Option("--vision-tower", help="Vision tower: a SuperClass run, or a registry name.")
     ] = None,

@@ -92,7 +92,7 @@ class TransformersTower(VisionTower):
     def forward(
         self, pixel_values: torch.Tensor, requires: frozenset[str], levels: tuple[int, ...] = ()
     ) -> VisionFeatures:
-        assert requires and requires <= {"patches", "levels"}, f"unknown features {sorted(requires)}"
+        self.check_gives(requires)
         penultimate = self.num_layers - 2
         wanted = {penultimate} if "patches" in requires else set()
         if "levels" in requires:

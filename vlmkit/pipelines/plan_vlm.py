@@ -14,7 +14,7 @@ from vlmkit.models.vision_tower import tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, initial_config, stage_settings
+from vlmkit.pipelines.train_vlm import Stage, initial_config, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 
 TEXT_TOKENS = 50
@@ -79,11 +79,12 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        tower_config(name, recipe.vision_tower.image_size),
+        tower_config(name, tower_image_size(name, recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.counts,
         image_token_id=0,
+        query=recipe.compressor.query,
     )
     return _storageless(config), note
 

@@ -22,8 +22,10 @@ from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
+from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
 from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
+from vlmkit.models.towers import find_tower_config, tower_from_config
 from vlmkit.models.transformers_tower import is_hub_directory
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM, VLMConfig
@@ -122,20 +124,36 @@ def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenize
     """The model a stage starts from: parts joined afresh, or those of an earlier VLM run or LLaVA checkpoint."""
     if init is None:
         llm, tokenizer = load_llm(recipe.llm, recipe.seed)
-        tower = build_tower(recipe.vision_tower.name, recipe.vision_tower.image_size, recipe.seed)
+        name = recipe.vision_tower.name
+        tower = build_tower(name, tower_image_size(name, recipe), recipe.seed)
         image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
         # Before its features are cached: batch norms of a tower in training mode would look at the batch.
         return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
     if not is_run(init):
         return load_llava(init, recipe.compressor, recipe.seed)
     vlm, tokenizer = load_vlm(init)
-    have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
-    if have != (want.name, [*want.counts]):
+    have, want = vlm.config, recipe.compressor
+    if (have.compressor, have.token_counts, have.query) != (want.name, [*want.counts], want.query):
         raise UserError(
-            f"{init} has the compressor {have[0]} with {_listed(have[1])} tokens, but {want.name} with "
-            f"{_listed(want.counts)} is asked for; start from a run with the same compressor, or leave --init out."
+            f"{init} has the compressor {have.compressor} with {_listed(have.token_counts)} tokens and the query "
+            f"{have.query}, but {want.name} with {_listed(want.counts)} and {want.query} is asked for; start from a "
+            "run with the same compressor, or leave --init out."
         )
     return vlm, tokenizer
+
+
+def tower_image_size(name: str, recipe: VLMRecipe) -> int | None:
+    """The image size to build the tower called ``name`` for; None: its own.
+
+    It is the recipe's, or a smaller one where that is how the compressor makes fewer tokens. Raises UserError for a
+    count that no smaller image has.
+    """
+    size, compressor = recipe.vision_tower.image_size, recipe.compressor
+    if COMPRESSORS[compressor.name].placement != "image":
+        return size
+    with torch.device("meta"):
+        full = tower_from_config(find_tower_config(name, size))
+    return shrunken_image_size(compressor.counts, full.grid, full.patch_size)
 
 
 def _listed(counts: Sequence[int]) -> str:
@@ -224,7 +242,6 @@ class _Feed:
         return ConversationLoader(source, self._encoder, size, cache, self._token_counts)
 
     def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
-        compressor = self._recipe.compressor
         progress = self._progress if self._context.is_main else None
         if progress:
             progress.start(len(source), 0, "features")
@@ -233,7 +250,7 @@ class _Feed:
                 source,
                 lambda pixels: self._vlm.cacheable_features(pixels.to(self._context.device)),
                 self._vlm.vision_tower.image_size,
-                {"tower": self._tower, "compressor": f"{compressor.name} {_listed(compressor.counts)}"},
+                {"tower": self._tower, "features": self._vlm.compressor.cached_content},
                 self._recipe.cache_limit_gb * 1e9,
                 num_workers=self._train.num_workers,
                 progress=(lambda done, total: progress.update(done, {})) if progress else None,

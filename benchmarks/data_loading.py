@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import islice
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def batches(spec: str, augment: AugmentConfig, workers: int) -> Iterator[Any]:
     """Training batches as pretraining gets them."""
     source = open_captions(spec)
     load, collate = CaptionLoader(source, SIZE, augment=augment), CaptionCollate(LabelTokenizer(ClipTokenizer()))
-    return Stream(load, source, collate, global_batch_size=BATCH, num_workers=workers).batches(0)
+    return map(itemgetter(0), Stream(load, source, collate, global_batch_size=BATCH, num_workers=workers).steps(0))
 
 
 def loader_rate(stream: Iterator[Any], args: argparse.Namespace) -> float:

@@ -75,6 +75,11 @@ class TrainConfig(Section):
     micro_batch_size: Positive | None = Field(
         None, description="Samples of one forward pass on one rank; null: the whole share of the rank."
     )
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="VLMs: places of one forward pass on one rank, at most, padding included; a rank's share of a step "
+        "is packed into rows, and these into as many passes as that takes. null: no limit.",
+    )
     optim: OptimConfig = OptimConfig()
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: fp32 master weights, bf16 compute.")
     compile: bool = Field(False, description="torch.compile each transformer block (needs a C++ compiler).")
@@ -95,6 +100,8 @@ class TrainConfig(Section):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
             )
+        if self.micro_batch_size and self.micro_batch_tokens:
+            raise ValueError("micro_batch_size and micro_batch_tokens both say how large a forward pass is; give one")
         return self
 
     def total_steps(self, num_samples: int) -> int:
@@ -234,6 +241,12 @@ class PretrainRecipe(Section):
         optim=OptimConfig(lr=1.6e-3, eps=1e-8, weight_decay=0.02),
     )
 
+    @model_validator(mode="after")
+    def _samples_are_the_measure(self) -> PretrainRecipe:
+        if self.train.micro_batch_tokens:
+            raise ValueError("train.micro_batch_tokens is for conversations; use train.micro_batch_size")
+        return self
+
 
 class LLMConfig(Section):
     """The language model: a registry name or alias, a hub id, or a local directory in hub layout."""
@@ -242,6 +255,12 @@ class LLMConfig(Section):
     weights: Literal["pretrained", "random"] = Field(
         "pretrained",
         description="random: the true shape with fresh weights, to measure with.",
+    )
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        "auto", description="How packed rows are attended to in training; auto: flex on NVIDIA GPUs where shapes allow."
+    )
+    kernels: Literal["liger"] | None = Field(
+        None, description="liger: fused norms, MLPs and rotary embeddings on NVIDIA GPUs (extra `gpu`)."
     )
 
 
@@ -325,6 +344,17 @@ class VLMRecipe(Section):
     finetune: TrainConfig = TrainConfig(
         epochs=1, global_batch_size=128, optim=OptimConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     )
+
+    @model_validator(mode="after")
+    def _a_row_fits_a_pass(self) -> VLMRecipe:
+        for name in ("align", "finetune"):
+            tokens = getattr(self, name).micro_batch_tokens
+            if tokens and tokens < self.max_length:
+                raise ValueError(
+                    f"{name}.micro_batch_tokens {tokens} cannot hold a row of max_length {self.max_length}; "
+                    "raise it or lower max_length"
+                )
+        return self
 
 
 _FRESH = {"lr": 1.5e-3, "betas": (0.9, 0.98)}

@@ -93,9 +93,10 @@ class BatchStream(Protocol):
 
     global_batch_size: int
     """Samples of one optimizer step, over all ranks and micro-batches."""
-    micro_batches_per_step: int
-    """Micro-batches of one optimizer step on each rank."""
 
-    def batches(self, samples_seen: int) -> Iterator[Batch]:
-        """Endless iterator over this rank's micro-batches, starting where ``samples_seen`` samples are consumed."""
+    def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
+        """Endless iterator over this rank's micro-batches of one optimizer step after another, one or more each.
+
+        Starts where ``samples_seen`` samples are consumed. Steps, and ranks, may differ in their number.
+        """
         ...

@@ -25,6 +25,7 @@ RESUME_MAY_DIFFER = {
     "checkpoint",
     "num_workers",
     "micro_batch_size",
+    "micro_batch_tokens",
     "steps",
     "samples",
     "epochs",

@@ -265,8 +265,13 @@ _DATASETS = [
     DatasetFacts("wds", "wds:shards/train-*.tar", ("captions",), "WebDataset tar shards: local, s3://, https://, ..."),
     DatasetFacts("csv", "csv:captions.tsv?root=images", ("captions",), "CSV or TSV with paths of images and captions"),
     DatasetFacts("parquet", "parquet:data/train-*.parquet", ("captions",), "Parquet with images or their paths"),
-    DatasetFacts("jsonl", "jsonl:captions.jsonl?images=DIR", ("captions",), "JSON lines beside an image folder"),
-    DatasetFacts("hf", "hf:OWNER/NAME?split=train", ("captions",), "a Hugging Face data set, from the hub or local"),
+    DatasetFacts("jsonl", "jsonl:train.jsonl?images=DIR", ("captions", "conversations"), "JSON lines beside images"),
+    DatasetFacts(
+        "hf",
+        "hf:OWNER/NAME?split=train",
+        ("captions", "conversations"),
+        "a Hugging Face data set, from the hub or local",
+    ),
     DatasetFacts("llava", "llava:data/train.json", ("conversations",), "LLaVA conversation JSON with an image folder"),
     DatasetFacts("folder", "folder:photos/train", ("labels",), "one folder a class"),
 ]

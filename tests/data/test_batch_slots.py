@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -52,7 +53,8 @@ def intact(batch: Batch) -> bool:
 
 
 def stream(num_workers: int, num_samples: int = 1000) -> Any:
-    return Stream(load, num_samples, collate, global_batch_size=4, seed=1, num_workers=num_workers).batches(0)
+    steps = Stream(load, num_samples, collate, global_batch_size=4, seed=1, num_workers=num_workers).steps(0)
+    return map(itemgetter(0), steps)  # a loop would hold a batch while it waits for the next
 
 
 @pytest.mark.parametrize("held", [0, 1, 5, 100])

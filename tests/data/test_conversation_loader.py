@@ -48,12 +48,11 @@ def drawn(samples: int = 48, **stream: int) -> list[tuple[int, int]]:
             rank=rank,
             world_size=stream.get("world_size", 1),
             num_workers=stream.get("num_workers", 0),
-        ).batches(0)
+        ).steps(0)
         for rank in range(stream.get("world_size", 1))
     ]
     while len(found) < samples:
-        for batches in ranks:
-            batch = next(batches)
+        for batch in [batch for steps in ranks for batch in next(steps)]:
             (count, same) = batch["token_counts"]
             assert count == same and int((batch["input_ids"] == TOKENIZER.get_vocab()["<image>"]).sum()) == 2 * count
             found.append((int(batch["pixel_values"][0, 0, 0, 0]), count))

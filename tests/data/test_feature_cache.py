@@ -17,6 +17,7 @@ from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, cache_root, open_feature_cache
 from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.mixture import Mixture
 from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
 
 
@@ -183,3 +184,15 @@ def test_with_cached_features_no_image_is_read() -> None:
 
     encoder = ConversationEncoder(AutoTokenizer.from_pretrained(DIRECTORY), 2, 64)
     assert ConversationLoader(Unread(), encoder, 8, build(Memory()))(2, 0).images is not None
+
+
+def test_a_mixture_has_one_cache_for_all_weights() -> None:
+    parts = [Memory(4), Memory(7, "b")]
+    caches = [build(Mixture(parts, weights)) for weights in ([1, 1], [5, 1])]  # type: ignore[arg-type]
+    assert len(folders()) == 1 and caches[0] is not None and len(caches[0]) == 11
+    for index in range(11):
+        alone = build(parts[index >= 4])
+        assert alone is not None
+        features, expected = caches[0][index], alone[index - 4 * (index >= 4)]
+        assert (features is None) == (expected is None)
+        assert features is None or expected is None or torch.equal(features, expected)

@@ -39,6 +39,10 @@ def collate(items: Sequence[tuple[int, int]]) -> Batch:
 NONE_BAD = Load()
 
 
+def in_threes(items: Any) -> list[Batch]:
+    return [collate(items[start : start + 3]) for start in range(0, len(items), 3)]
+
+
 def stream(load: Any = NONE_BAD, num_samples: int = 50, **settings: Any) -> Stream:
     return Stream(load, num_samples, collate, **{"global_batch_size": 12, "seed": 3, **settings})
 
@@ -53,10 +57,8 @@ def flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
 
 def take(source: Stream, steps: int, samples_seen: int = 0) -> list[list[tuple[int, int]]]:
     """Keys of each of the next steps on one rank."""
-    micro = itertools.islice(source.batches(samples_seen), steps * source.micro_batches_per_step)
-    batches = [keys(batch) for batch in micro]
-    size = source.micro_batches_per_step
-    return [flat(batches[i : i + size]) for i in range(0, len(batches), size)]
+    taken = itertools.islice(source.steps(samples_seen), steps)
+    return [[key for batch in step for key in keys(batch)] for step in taken]
 
 
 def global_steps(world_size: int, steps: int, samples_seen: int = 0, **settings: Any) -> list[list[tuple[int, int]]]:
@@ -112,11 +114,20 @@ def test_a_source_may_be_smaller_than_a_batch() -> None:
 def test_stream_keeps_the_contract() -> None:
     source: BatchStream = stream(micro_batch_size=2, world_size=2)
     assert source.global_batch_size == 12
-    assert source.micro_batches_per_step == 3
-    batch = next(source.batches(0))
-    assert len(batch["keys"]) == 2
-    assert batch["num_bad"] == 0
-    assert stream(micro_batch_size=8, world_size=2).micro_batches_per_step == 1  # a share smaller than a micro-batch
+    step = next(source.steps(0))
+    assert [len(batch["keys"]) for batch in step] == [2, 2, 2]
+    assert [batch["num_bad"] for batch in step] == [0, 0, 0]
+    (whole,) = next(stream(micro_batch_size=8, world_size=2).steps(0))  # a share smaller than a micro-batch
+    assert len(whole["keys"]) == 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_collate_that_splits_makes_more_micro_batches_of_the_same_samples(num_workers: int) -> None:
+    split = Stream(Load(frozenset({3})), 50, in_threes, global_batch_size=12, seed=3, num_workers=num_workers)
+    whole = stream(Load(frozenset({3})))
+    for parts, (batch,) in itertools.islice(zip(split.steps(0), whole.steps(0), strict=False), 6):
+        assert len(parts) == 4 and flat(keys(part) for part in parts) == keys(batch)
+        assert sum(part["num_bad"] for part in parts) == batch["num_bad"]
 
 
 def test_batches_that_do_not_divide_are_refused() -> None:
@@ -132,7 +143,7 @@ def test_bad_samples_are_replaced_deterministically_and_counted() -> None:
     bad = frozenset(range(0, 50, 7))
     clean = take(stream(), 10)
     settings = {"load": Load(bad), "micro_batch_size": 3}
-    batches = list(itertools.islice(stream(**settings).batches(0), 40))
+    batches = flat(itertools.islice(stream(**settings).steps(0), 10))
     replaced = flat(keys(batch) for batch in batches)
     expected = [sum(key[0] in bad for key in step) for step in clean]
     assert [sum(batch["num_bad"] for batch in batches[i * 4 : i * 4 + 4]) for i in range(10)] == expected
@@ -148,7 +159,7 @@ def test_bad_samples_are_replaced_deterministically_and_counted() -> None:
 def test_data_without_a_readable_sample_are_refused() -> None:
     for num_workers in (0, 2):
         with pytest.raises(UserError, match=r"^Sample \d+ and all 32 substitutes .*the last: sample \d+ is bad"):
-            next(stream(Load(frozenset(range(50))), num_workers=num_workers).batches(0))
+            next(stream(Load(frozenset(range(50))), num_workers=num_workers).steps(0))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -164,7 +175,7 @@ def test_programming_errors_in_workers_keep_their_traceback() -> None:
         return 1 // 0
 
     with pytest.raises(ZeroDivisionError, match="return 1 // 0"):
-        next(stream(load, num_workers=1).batches(0))
+        next(stream(load, num_workers=1).steps(0))
 
 
 def test_workers_leave_interrupts_to_the_trainer() -> None:

@@ -123,11 +123,11 @@ def test_a_stream_over_a_mixture_is_the_same_for_all_ranks_and_resumes() -> None
 
     def steps(world_size: int, start: int, count: int) -> list[list[Any]]:
         streams = [
-            Stream(load, mixture(), collate, global_batch_size=12, rank=rank, world_size=world_size).batches(12 * start)
+            Stream(load, mixture(), collate, global_batch_size=12, rank=rank, world_size=world_size).steps(12 * start)
             for rank in range(world_size)
         ]
         return [
-            [key for group in zip(*(next(s)["keys"].tolist() for s in streams), strict=True) for key in group]
+            [key for group in zip(*(next(s)[0]["keys"].tolist() for s in streams), strict=True) for key in group]
             for _ in range(count)
         ]
 

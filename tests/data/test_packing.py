@@ -1,26 +1,14 @@
-"""Packing: the same loss and gradients as separate sequences, in few rows."""
+"""Packing: what a batch holds, in few rows, and in parts of so many tokens (losses: models/test_packed_rows.py)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from vlmkit.contracts import IGNORE_INDEX, Batch
 from vlmkit.data.conversations import Branch, EncodedSequence
 from vlmkit.data.packing import ConversationItem, PackingCollate, best_fit
 
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,  # large, so that what a token sees shows in its loss
-}
-CONFIGS = [Qwen2Config(**SHAPE), LlamaConfig(**SHAPE)]
 IMAGE = 5
 
 
@@ -41,55 +29,48 @@ def sequences() -> list[EncodedSequence]:
     return [sequence(generator, prefix, branches) for prefix, branches in shapes]
 
 
-def packed_loss(model: PreTrainedModel, batch: Batch, attention: torch.Tensor) -> torch.Tensor:
-    logits = model(
-        batch["input_ids"], attention_mask=attention, position_ids=batch["position_ids"], use_cache=False
-    ).logits
-    targets = batch["labels"][:, 1:]
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def separate_loss(model: PreTrainedModel, given: list[EncodedSequence]) -> torch.Tensor:
-    """Every branch behind its own copy of the prefix, alone in its row, with no mask and no positions."""
-    total = torch.zeros(())
-    for one in given:
-        for branch in one.branches:
-            logits = model(torch.tensor([one.prefix + branch.ids]), use_cache=False).logits[0, :-1]
-            labels = torch.tensor([IGNORE_INDEX] * len(one.prefix) + branch.labels)[1:]
-            total = total + F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total
-
-
-def additive(mask: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
-
-
-def gradients(model: PreTrainedModel, loss: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters())))
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_packed_rows_equal_separate_sequences(config: PreTrainedConfig, attention: str) -> None:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).train()
-    batch = PackingCollate(max_length=32, pad_token_id=0)([ConversationItem(sequences(), None)])
-    assert batch["input_ids"].shape[0] > 1, "the test needs several rows"
-    packed, separate = packed_loss(model, batch, additive(batch["attention_mask"])), separate_loss(model, sequences())
-    torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(gradients(model, packed), gradients(model, separate), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    causal = torch.ones_like(batch["attention_mask"]).tril()
-    unmasked = packed_loss(model, batch, additive(causal))
-    assert abs(float(unmasked.detach() / separate.detach()) - 1) > 1e-2, "the mask has no effect here"
-
-
 def test_the_batch_says_how_many_targets_it_has_and_pads_to_its_longest_row() -> None:
     batch = PackingCollate(max_length=200, pad_token_id=0)([ConversationItem(sequences(), None)])
     total = sum(len(one) for one in sequences())
-    assert batch["input_ids"].shape == (1, total) and batch["attention_mask"].shape == (1, 1, total, total)
+    for name in ("input_ids", "labels", "position_ids", "sequence_ids", "branch_ids"):
+        assert batch[name].shape == (1, total), name
     assert batch["num_targets"] == int((batch["labels"] != IGNORE_INDEX).sum()) > 0
-    assert batch["attention_mask"].any(-1).all(), "a query without keys gives NaN"
+
+
+def test_rows_say_which_sequence_and_branch_a_token_belongs_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [sequence(generator, 2, [3, 2]), sequence(generator, 0, [4]), sequence(generator, 1, [2])]
+    batch = PackingCollate(max_length=11, pad_token_id=0)([ConversationItem(given, None)])
+    assert batch["sequence_ids"].tolist() == [[1] * 7 + [2] * 4, [1] * 3 + [0] * 8]
+    assert batch["branch_ids"].tolist() == [[0, 0, 1, 1, 1, 2, 2, 1, 1, 1, 1], [0, 1, 1] + [0] * 8]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3], [0, 1, 2] + [0] * 8]
+
+
+def test_micro_batches_hold_at_most_so_many_tokens_and_together_what_one_batch_holds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, [6], 1), (0, [9], 0), (0, [20], 0), (5, [5, 4], 2), (2, [7], 1), (0, [11], 0), (3, [12], 1)]
+    items = []
+    for number, (prefix, branches, images) in enumerate(shapes):
+        pixels = torch.full((images, 3, 2, 2), number, dtype=torch.uint8) if images else None
+        items.append(ConversationItem([sequence(generator, prefix, branches, images)], pixels))
+    collate = PackingCollate(max_length=24, pad_token_id=0)
+    whole, parts = collate(items), collate.micro_batches(items, max_tokens=40)
+    assert len(parts) > 1 and all(part["input_ids"].numel() <= 40 for part in parts)
+    assert sum(part["num_targets"] for part in parts) == whole["num_targets"]
+
+    def rows(batches: list[Batch]) -> list[tuple[list[int], list[int]]]:
+        """Each row's tokens, and the images it shows, by the constant that each of them is."""
+        found = []
+        for batch in batches:
+            shown = batch["pixel_values"][batch["image_index"]][:, 0, 0, 0].tolist() if "image_index" in batch else []
+            for ids, number in zip(batch["input_ids"], batch["sequence_ids"], strict=True):
+                count = int((ids == IMAGE).sum())
+                found.append((ids[number > 0].tolist(), shown[:count]))
+                shown = shown[count:]
+            assert not shown
+        return sorted(found)
+
+    assert rows(parts) == rows([whole])
 
 
 @pytest.mark.parametrize("seed", range(5))

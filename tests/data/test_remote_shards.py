@@ -213,8 +213,8 @@ def test_training_goes_by_windows_and_fetches_each_shard_once_an_epoch(
     for entry in cached.glob("*.tar"):
         entry.unlink()
     stream = Stream(load_from(source), source, collate, global_batch_size=9, seed=1)
-    batches = stream.batches(0)
-    seen = [item for _ in range(3) for item in next(batches)["items"]]
+    batches = stream.steps(0)
+    seen = [item for _ in range(3) for item in next(batches)[0]["items"]]
     assert sorted(image for image, epoch in seen if epoch == 0) == sorted(EXPECTED)
     assert max(memory.values()) == 1
     assert sum(path.stat().st_size for path in cached.glob("*.tar")) <= room_for(7) * 1e9
@@ -238,10 +238,10 @@ def test_training_is_the_same_for_ranks_workers_and_resumption(
                 rank=rank,
                 world_size=world_size,
                 num_workers=num_workers,
-            ).batches(8 * start)
+            ).steps(8 * start)
             for rank in range(world_size)
         ]
-        batches = [[next(rank)["items"] for rank in ranks] for _ in range(count)]
+        batches = [[next(rank)[0]["items"] for rank in ranks] for _ in range(count)]
         return [[item for group in zip(*step, strict=True) for item in group] for step in batches]
 
     assert steps(world_size, num_workers, start, 3) == steps(1, 0, 0, start + 3)[start:]

@@ -43,7 +43,7 @@ def record(*values: str, **fields: Any) -> dict[str, Any]:
             "folder:x",
             "no kind of source for captions; use one of miniworld, wds, csv, parquet, jsonl, hf",
         ),
-        (open_conversations, "wds:x", "no kind of source for conversations; use one of miniworld, llava"),
+        (open_conversations, "wds:x", "no kind of source for conversations; use one of miniworld, llava, jsonl, hf"),
         (open_labelled, "llava:x", "no kind of source for labels; use one of miniworld, folder"),
         (open_captions, "miniworld:train?scens=10", "no option 'scens'; did you mean scenes"),
         (open_captions, "miniworld:train?scenes=many", "scenes of .* must be a whole number, not 'many'"),
@@ -125,6 +125,24 @@ def test_dialogues_several_images_and_text_only(tmp_path: Path) -> None:
         open_conversations(spec)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("llava", "a.jsonl"), ("jsonl", "a.txt")])
+def test_records_in_lines_and_messages_by_role(tmp_path: Path, kind: str, name: str) -> None:
+    for image in "ab":
+        (tmp_path / image).write_bytes(image.encode())
+    parts = [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}, {"type": "text", "text": "?"}]
+    by_role = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+    lines = [
+        record("q1", "a1", "q2", "a2", image="a"),
+        {"messages": [*by_role, {"role": "assistant", "content": "both"}], "images": ["b", "a"]},
+        record("hello", "hi"),
+    ]
+    (tmp_path / name).write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    source = open_conversations(f"{kind}:{tmp_path}/{name}")
+    assert [source[i].read_images() for i in range(3)] == [[b"a"], [b"b", b"a"], []]
+    assert [turn.answer for turn in source[0].turns] == ["a1", "a2"]
+    assert source[1].turns == (Turn("Be brief.\n\n<image>\nor\n<image>\n?", "both", "all"),)
+
+
 def test_a_missing_image_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
     source = open_conversations(
@@ -144,12 +162,15 @@ def test_a_missing_image_is_a_bad_sample(tmp_path: Path) -> None:
         ({"conversations": []}, "holds one dict"),
         ([], "holds no records"),
         ([record("q", "a"), "text"], "Record 1 of .* is not an object"),
-        ([record("q", "a"), {"id": "bad"}], r"no `conversations` in record 1 \(id bad\)"),
-        ([record()], "no `conversations` in record 0"),
+        ([record("q", "a"), {"id": "bad"}], r"no turns in record 1 \(id bad\)"),
+        ([record()], "no turns in record 0"),
         ([record("q", "a", "q")], "last question of record 0 .* has no answer"),
         ([{"conversations": [{"from": "gpt", "value": "a"}]}], "Turn 0 of record 0 .* is not from human"),
         ([{"conversations": [{"from": "human", "value": "q"}] * 2}], "Turn 1 of record 0 .* is not from gpt"),
         ([{"conversations": [{"from": "human", "value": 3}]}], "Turn 0 of record 0 .* no text"),
+        ([{"messages": [{"role": "user", "content": [{"type": "audio"}]}]}], "Turn 0 of record 0 .* no text"),
+        ([{"messages": [{"role": "tool", "content": "q"}]}], "Turn 0 of record 0 .* is not from user"),
+        ([{"conversations": ["q", "a"]}], "Turn 0 of record 0 .* has neither"),
         ([record("q", "a", image=5)], "image of record 0 .* neither a path nor a list"),
         ([record("<image> q", "a")], r"1 places for an image .* but 0 images in record 0"),
     ],

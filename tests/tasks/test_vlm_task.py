@@ -16,7 +16,7 @@ from vlmkit.contracts import Batch
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import open_feature_cache
-from vlmkit.data.packing import PackingCollate
+from vlmkit.data.packing import ConversationItem, PackingCollate
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
@@ -110,6 +110,57 @@ def test_loss_is_the_same_packed_cached_and_in_parts(compressor: str) -> None:
     for name, loss_sum in variants.items():
         rounding = 1e-3 if name == "cached" else 1e-5  # the cache holds half-precision numbers
         torch.testing.assert_close(loss_sum, expected.loss_sum, rtol=rounding, atol=0, msg=name)
+
+
+def mixed_items() -> list[ConversationItem]:
+    """Text alone, one image, two images, and a question each of its own about one."""
+    generator = torch.Generator().manual_seed(0)
+    encoder = ConversationEncoder(TOKENIZER, 4, 48)
+    items = []
+    for number, (images, answer) in enumerate([(0, "two"), (1, "red"), (2, "both of them"), (1, "no"), (0, "yes")] * 2):
+        turns = (Turn("what color is it", answer), Turn("is it red", "no"))
+        sample = ConversationSample(str(number), (b"",) * images, turns, independent=number % 2 == 1)
+        pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        items.append(ConversationItem(encoder.encode(sample), pixels if images else None))
+    return items
+
+
+@pytest.mark.parametrize("max_tokens", [48, 100])
+def test_a_token_budget_changes_neither_loss_nor_gradients(max_tokens: int) -> None:
+    task, collate = make(), PackingCollate(48, TOKENIZER.pad_token_id)
+    whole, parts = [collate(mixed_items())], collate.micro_batches(mixed_items(), max_tokens)
+    assert len(parts) > 2 and all(part["input_ids"].numel() <= max_tokens for part in parts)
+    found = []
+    for batches in (whole, parts):
+        task.zero_grad()
+        count = task.begin_step(batches)
+        losses = [task(given).loss_sum / count for given in batches]
+        torch.stack(losses).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+        found.append((torch.stack(losses).sum().detach(), grads))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0)
+    assert (found[1][1] - found[0][1]).norm() < 1e-6 * found[0][1].norm()
+
+
+@pytest.mark.parametrize("num_turns", [1, 3])
+def test_the_answer_never_reaches_the_visual_tokens(num_turns: int) -> None:
+    """Other answers, of other lengths, leave them as they are to the last bit; another first question does not."""
+    task = make("quecc").eval()
+    encoder = ConversationEncoder(TOKENIZER, 4, 200, task.model.compressor.conditioned)
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+
+    def tokens_of(first: str, answer: str) -> torch.Tensor:
+        questions = [first, "is it red", "how many are there"][:num_turns]
+        sample = ConversationSample("s", (b"",), tuple(Turn(question, answer) for question in questions))
+        given = PackingCollate(200, TOKENIZER.pad_token_id)([ConversationItem(encoder.encode(sample), image)])
+        names = ("pixel_values", "image_index", "query_input_ids", "query_attention_mask")
+        visual = task.model.visual_tokens(**{name: given[name] for name in names})
+        assert visual is not None
+        return visual
+
+    before = tokens_of("what color is it", "red")
+    assert torch.equal(before, tokens_of("what color is it", "a green one and a blue one"))
+    assert not torch.equal(before, tokens_of("what shape is it", "red"))
 
 
 def test_bf16_autocast_agrees_with_float32() -> None:

@@ -63,17 +63,16 @@ class TowerTask(nn.Module):
 class Noise:
     """Eight images a step, shared out among the ranks."""
 
-    global_batch_size, micro_batches_per_step = 8, 2
+    global_batch_size = 8
 
-    def batches(self, samples_seen: int) -> Iterator[Batch]:
+    def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         generator = torch.Generator().manual_seed(11)
         while True:
             x = torch.randint(0, 256, (8, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
             y = torch.randn(8, 3, generator=generator)
-            for part in range(2):
-                mine = slice(rank + part * 4, (part + 1) * 4, world)
-                yield {"x": x[mine], "y": y[mine]}
+            shares = [slice(rank + part * 4, (part + 1) * 4, world) for part in range(2)]
+            yield [{"x": x[mine], "y": y[mine]} for mine in shares]
 
 
 def train(run: str, tower: str, checkpointing: bool = False, **options: Any) -> TowerTask:

@@ -8,6 +8,7 @@ otherwise each in a fork of its own, so that a job may kill its process.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -136,6 +137,11 @@ class ToyStream:
         self.global_batch_size, self.micro_batches_per_step = global_batch, accumulation
         self.workers, self.leaky = workers, leaky
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+    def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
+        batches = self.batches(samples_seen)
+        while True:
+            yield list(itertools.islice(batches, self.micro_batches_per_step))
 
     def batches(self, samples_seen: int) -> Iterator[Batch]:
         micro = self.global_batch_size // self.world // self.micro_batches_per_step

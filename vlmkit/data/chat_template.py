@@ -21,6 +21,8 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKUP = re.compile(r"[<>\[\]{}|]")
 # Image places before and after the words of a message, which templates may also look at.
 _PLACES = re.compile(r"((?:<image>\s*)*)(.*?)((?:\s*<image>)*)", re.DOTALL)
+# What Llama 3's templates say where no date is to be had: a run that goes on tomorrow must not read other prompts.
+_DATE = "26 Jul 2024"
 _Places = tuple[tuple[str, str], ...]
 
 
@@ -49,15 +51,16 @@ class ChatTemplate:
     """A tokenizer's chat template as a function from contents to text and assistant spans.
 
     A span holds the assistant's words and its end token: what ``{% generation %}`` encloses where the template has it,
-    otherwise what the rendering gains by the answer, up to its first special token. For each shape of conversation
-    (number of messages, image places) the template is rendered once on placeholders and filled in afterwards, if a
-    second rendering agrees; contents with markup always go through the template itself.
+    otherwise what follows the prompt for the assistant, up to the first special token after its words. For each shape
+    of conversation (number of messages, image places) the template is rendered once on placeholders and filled in
+    afterwards, if a second rendering agrees; contents with markup always go through the template itself.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._template = tokenizer.get_chat_template()
         self._special = dict(tokenizer.special_tokens_map)
-        self._special_tokens = [str(token) for token in tokenizer.all_special_tokens]
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special_tokens = list(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]))
         self._marks_answers = bool(_GENERATION.search(self._template))
         self._frames: dict[_Places, _Frame | None] = {}
 
@@ -101,7 +104,7 @@ class ChatTemplate:
         text, generated = self._jinja(contents)
         answers = len(contents) // 2
         if not self._marks_answers:
-            generated = [self._gained(contents[: 2 * turn + 2], text) for turn in range(answers)]
+            generated = [self._answered(contents[: 2 * turn + 2], text) for turn in range(answers)]
         if len(generated) != answers or any(not 0 <= start < end <= len(text) for start, end in generated):
             raise UserError(
                 "The tokenizer's chat template does not mark every answer with {% generation %}; "
@@ -109,20 +112,28 @@ class ChatTemplate:
             )
         return text, generated
 
-    def _gained(self, contents: list[str], full: str) -> Span:
-        """The span of the last answer of ``contents``, found by rendering the conversation without it."""
-        before, _ = self._jinja(contents[:-1])
-        after, _ = self._jinja(contents)
-        if not (after.startswith(before) and full.startswith(after)):
+    def _answered(self, contents: list[str], full: str) -> Span:
+        """The span in ``full`` of the last answer of ``contents``, which ``full`` goes on from.
+
+        The prompt for the assistant ends where it begins. Templates may write more after the last answer of a
+        conversation than after earlier ones (Phi-3), or before it (Qwen3).
+        """
+        prompt, _ = self._jinja(contents[:-1])
+        alone, _ = self._jinja(contents)
+        answer, rest, gained = contents[-1], full[len(prompt) :], alone[len(prompt) :]
+        said = len(rest) - len(rest.lstrip()) + len(answer)
+        if rest[:said].strip() != answer:  # more than white space comes first
+            said = gained.rfind(answer) + len(answer)
+        if not (full.startswith(prompt) and alone.startswith(prompt) and rest[:said].endswith(answer)):
             raise UserError(
-                "The tokenizer's chat template rewrites earlier messages, so answers cannot be told from prompts; "
+                "The tokenizer's chat template rewrites messages, so answers cannot be told from prompts; "
                 "put {% generation %} around the answer in the template (chat_template.jinja)."
             )
-        gained = full[len(before) : len(after)]
-        said = gained.rfind(contents[-1]) + len(contents[-1])
-        stops = [(at, token) for token in self._special_tokens if (at := gained.find(token, said)) >= 0]
-        end = min(at + len(token) for at, token in stops) if stops else len(gained.rstrip())
-        return len(before), len(before) + end
+        shared = next((i for i, (a, b) in enumerate(zip(rest, gained, strict=False)) if a != b), len(gained))
+        until = rest[:shared] if shared >= said else rest
+        stops = [(at, token) for token in self._special_tokens if (at := until.find(token, said)) >= 0]
+        end = min(at + len(token) for at, token in stops) if stops else len(until.rstrip())
+        return len(prompt), len(prompt) + end
 
     def _jinja(self, contents: list[str]) -> tuple[str, list[Span]]:
         messages = [
@@ -134,6 +145,7 @@ class ChatTemplate:
                 chat_template=self._template,
                 return_assistant_tokens_mask=self._marks_answers,
                 add_generation_prompt=len(contents) % 2 == 1,
+                date_string=_DATE,
                 **cast(Any, self._special),
             )
         except TemplateError as error:

@@ -106,7 +106,7 @@ class ConversationEncoder:
             raise UserError(f"Sample {sample.id} has an empty answer and trains nothing; remove or complete it.")
         if self.conditioned and self.condition_on == "each" and not sample.independent:
             return self._encode_each(sample)
-        rendered = [self._template.render(self._contents(turns, sample)) for turns in dialogues]
+        rendered = [self._render(self._contents(turns, sample), sample) for turns in dialogues]
         heads = {_head(text) for text, _ in rendered}
         shared = heads.pop() if len(heads) == 1 and not self.conditioned else None
         if shared is not None:
@@ -133,7 +133,7 @@ class ConversationEncoder:
         contents = self._contents(list(sample.turns), sample)
         sequences: list[EncodedSequence] = []
         for number, turn in enumerate(sample.turns, 1):
-            text, spans = self._template.render(contents[: 2 * number])
+            text, spans = self._render(contents[: 2 * number], sample)
             (branch,) = self._branches([(text, spans[-1:])], 0, sample)
             if sequences and all(label == IGNORE_INDEX for label in branch.labels[: self.max_length]):
                 break
@@ -146,6 +146,12 @@ class ConversationEncoder:
         self, prefix: list[int], branches: list[Branch], images: list[int], query: list[int]
     ) -> EncodedSequence:
         return EncodedSequence(prefix, branches, images, query, self.num_visual_tokens)
+
+    def _render(self, contents: list[str], sample: ConversationSample) -> tuple[str, list[Span]]:
+        try:
+            return self._template.render(contents)
+        except UserError as error:
+            raise UserError(f"Sample {sample.id} cannot be written as a chat: {error}") from error
 
     def _contents(self, turns: list[Turn], sample: ConversationSample) -> list[str]:
         contents = [text for turn in turns for text in (turn.question, turn.answer)]

@@ -103,7 +103,8 @@ def open_feature_cache(
     """
     described = {
         **key,
-        "source": source.fingerprint,
+        # Of a mixture, the samples without their weights: another mixture of the same sources has the same features.
+        "source": getattr(source, "samples_fingerprint", source.fingerprint),
         "preprocessing": _DESCRIPTIONS[preprocessing].format(size=image_size),
         "dtype": str(dtype),
     }

@@ -1,4 +1,4 @@
-"""Captioned images in data sets of the Hugging Face hub, or in local folders that ``datasets`` can load."""
+"""Data sets of the Hugging Face hub, or in local folders that ``datasets`` can load, as sources of captions."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class HubCaptions:
         revision: str | None = None,
         config: str | None = None,
     ) -> None:
-        rows = _load(name, split, revision, config)
+        rows = load_rows(name, split, revision, config)
         where = f"The data set {name}"
         self._image = find_column(rows.column_names, image, IMAGE_NAMES, "image", where)
         self._caption = find_column(rows.column_names, caption, CAPTION_NAMES, "caption", where)
         self._captions = rows.select_columns([self._caption])
-        self._rows = _undecoded(rows.select_columns([self._image]), self._image)
+        self._rows = undecoded(rows.select_columns([self._image]), self._image)
         self._files = ImageFolder(Path(name).expanduser())
         if not len(self):
             raise UserError(f"{where} holds no rows; choose another ?split=.")
@@ -75,7 +75,8 @@ class HubCaptions:
         return digest.hexdigest()
 
 
-def _load(name: str, split: str | None, revision: str | None, config: str | None) -> Any:
+def load_rows(name: str, split: str | None, revision: str | None, config: str | None) -> Any:
+    """A split of a data set as ``datasets`` loads it. Raises UserError if it cannot be had."""
     import datasets
 
     path = Path(name).expanduser()
@@ -107,9 +108,14 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(". ")
 
 
-def _undecoded(rows: Any, column: str) -> Any:
+def undecoded(rows: Any, column: str) -> Any:
+    """The rows with the image, or list of images, of a column as it is stored."""
     import datasets
 
-    if isinstance(rows.features[column], datasets.Image):
-        return rows.cast_column(column, datasets.Image(decode=False))
+    feature = rows.features[column]
+    stored = datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        return rows.cast_column(column, stored)
+    if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+        return rows.cast_column(column, datasets.List(stored))
     return rows

@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's JSON form: records of human and gpt turns, about one image, several or none."""
+"""Conversations in JSON files, in LLaVA's form: records of human and gpt turns, about one image, several or none."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from typing import Any
 
 import numpy as np
 
+from vlmkit.data.messages import check_places, read_messages
 from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 
-IMAGE_PLACEHOLDER = "<image>"
-
+_LINES = (".jsonl", ".ndjson")
 _PROBED_IMAGES = 64
 
 
 class LlavaConversations:
-    """A source of conversations from one LLaVA JSON file, a list of records.
+    """A source of conversations from one file: a JSON list of records, or ``lines`` of one record each (the default
+    goes by the name: ``.jsonl``).
 
-    A record has ``conversations`` ([{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]) and may have
-    ``id``, ``image`` (a path or a list of paths, relative to ``images`` or else to the file's folder) and
-    ``question_type``, the family of its turns (else ``all``). The texts either hold one ``<image>`` for each image, at
-    its place, or none at all.
+    A record has ``conversations`` ([{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...]) or
+    ``messages`` by role (``messages.read_messages``). It may have ``id``, ``image`` or ``images`` (a path or a list of
+    paths, relative to ``images`` or else to the file's folder) and ``question_type``, the family of its turns (else
+    ``all``). The texts either hold one ``<image>`` for each image, at its place, or none at all.
 
     The fingerprint covers the file and the sizes of some of its images. Raises UserError, naming the record, if the
     file is not of this form or turns do not alternate, and if none of the images looked at is there.
     """
 
-    def __init__(self, file: str, images: str | None = None) -> None:
+    def __init__(self, file: str, images: str | None = None, lines: bool | None = None) -> None:
         path = Path(file).expanduser()
         content = _read(path)
         self._folder = Path(images).expanduser() if images else path.parent
-        rows = [_check_record(path, number, record) for number, record in enumerate(_parse(path, content))]
+        rows = [_check_record(path, number, record) for number, record in enumerate(_parse(path, content, lines))]
         # One buffer of bytes, because worker processes would copy millions of small objects, page by page.
         encoded = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
         self._ends = np.cumsum([len(row) for row in encoded])
@@ -77,12 +78,16 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a LLaVA-format JSON file.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a LLaVA-format JSON or JSONL file.") from error
 
 
-def _parse(path: Path, content: bytes) -> list[Any]:
+def _parse(path: Path, content: bytes, lines: bool | None) -> list[Any]:
+    """The records of a file."""
     try:
-        records = json.loads(content)
+        if path.suffix.lower() in _LINES if lines is None else lines:
+            records = [json.loads(line) for line in content.splitlines() if line.strip()]
+        else:
+            records = json.loads(content)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); repair it or fetch it again.") from error
     if not isinstance(records, list):
@@ -98,35 +103,11 @@ def _check_record(path: Path, number: int, record: Any) -> tuple[str, list[str],
         raise UserError(f"Record {number} of {path} is not an object; LLaVA's form is a list of objects.")
     identity = str(record.get("id", number))
     where = f"record {number} (id {identity}) of {path}"
-    image = record.get("image") or []
+    image = record.get("image") or record.get("images") or []
     names = [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"The image of {where} is neither a path nor a list of paths; correct the record.")
-    values = _alternating_values(record.get("conversations"), where)
-    places = sum(value.count(IMAGE_PLACEHOLDER) for value in values)
-    if places not in (0, len(names)):
-        raise UserError(
-            f"There are {places} places for an image ({IMAGE_PLACEHOLDER}) but {len(names)} images in {where}; "
-            "make them agree, or leave the places out."
-        )
-    pairs = list(zip(values[::2], values[1::2], strict=True))
-    return identity, names, str(record.get("question_type", "all")), pairs
-
-
-def _alternating_values(messages: Any, where: str) -> list[str]:
-    """Texts of the messages: question, answer, question, answer, ..."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"There are no `conversations` in {where}; each record needs a list of human and gpt turns.")
-    values = []
-    for position, message in enumerate(messages):
-        speaker = ("human", "gpt")[position % 2]
-        if not isinstance(message, Mapping) or message.get("from") != speaker:
-            raise UserError(
-                f"Turn {position} of {where} is not from {speaker}; human and gpt must alternate, human first."
-            )
-        if not isinstance(message.get("value"), str):
-            raise UserError(f"Turn {position} of {where} has no text as its `value`; correct the record.")
-        values.append(message["value"])
-    if len(values) % 2:
-        raise UserError(f"The last question of {where} has no answer; add a gpt turn or leave the question out.")
-    return values
+    turns = read_messages(record.get("conversations") or record.get("messages"), where)
+    check_places(turns, len(names), where)
+    family = str(record.get("question_type", "all"))
+    return identity, names, family, [(turn.question, turn.answer) for turn in turns]

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from vlmkit.errors import UserError
 
 Load = Callable[[int, int], Any]
 """(index, epoch) -> item. A function of its arguments alone; raises BadSample where the sample cannot be used."""
-Collate = Callable[[Sequence[Any]], Batch]
+Collate = Callable[[Sequence[Any]], Batch | list[Batch]]
+"""Items -> one batch, or several that together hold them."""
 
 MAX_SUBSTITUTES = 32
 """Substitutes tried for one bad sample before the data as a whole count as unreadable."""
@@ -39,6 +41,8 @@ class Stream:
     cuts its share, in order, into micro-batches (of its whole share, if that is smaller than ``micro_batch_size``). A
     step therefore holds the same samples for any number of ranks, workers and micro-batches, and a run can continue
     from any step.
+
+    Where ``collate`` makes several batches of the samples of a micro-batch, all of them belong to the step.
 
     A bad sample is replaced by one that the order picks, and counted in ``batch["num_bad"]``.
 
@@ -80,9 +84,11 @@ class Stream:
         self._order = order_of(source, seed)
         self._assemble = _TrainingAssembler(load, collate, self._order)
 
-    def batches(self, samples_seen: int) -> Iterator[Batch]:
-        """Endless iterator over this rank's micro-batches, starting where ``samples_seen`` samples are consumed."""
-        return _run(self._assemble, self._micro_batches(samples_seen), self._num_workers)
+    def steps(self, samples_seen: int) -> Iterator[list[Batch]]:
+        """Endless iterator over this rank's micro-batches, step by step, from where ``samples_seen`` are consumed."""
+        assembled = _run(self._assemble, self._micro_batches(samples_seen), self._num_workers)
+        while True:
+            yield [batch for batches in islice(assembled, self.micro_batches_per_step) for batch in batches]
 
     def _micro_batches(self, position: int) -> Iterator[list[SampleKey]]:
         while True:
@@ -109,7 +115,8 @@ def eval_batches(
     keys = [(index, 0) for index in range(rank, num_samples, world_size)]
     last: Batch | None = None
     num_bad = 0
-    for batch in _run(_EvaluationAssembler(load, collate), _chunks(keys, batch_size), num_workers):
+    assembled = _run(_EvaluationAssembler(load, collate), _chunks(keys, batch_size), num_workers)
+    for batch in chain.from_iterable(assembled):
         num_bad += batch["num_bad"]
         if batch.keys() == {"num_bad"}:
             continue
@@ -131,9 +138,9 @@ class _TrainingAssembler:
     collate: Collate
     order: SampleOrder
 
-    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
+    def __call__(self, keys: Sequence[SampleKey]) -> list[Batch]:
         items, bad = zip(*(self._load_or_substitute(*key) for key in keys), strict=True)
-        return {**self.collate(items), "num_bad": sum(bad)}
+        return _counted(self.collate(items), sum(bad))
 
     def _load_or_substitute(self, index: int, epoch: int) -> tuple[Any, bool]:
         candidate, reason = index, ""
@@ -155,25 +162,31 @@ class _EvaluationAssembler:
     load: Load
     collate: Collate
 
-    def __call__(self, keys: Sequence[SampleKey]) -> Batch:
-        """The batch of the good samples with the number of bad ones, which is all there is if none is good."""
+    def __call__(self, keys: Sequence[SampleKey]) -> list[Batch]:
+        """The good samples with the number of bad ones, which is all there is if none is good."""
         items: list[Any] = []
         for index, epoch in keys:
             try:
                 items.append(self.load(index, epoch))
             except BadSample as error:
                 _log.info("sample %d cannot be used: %s", index, error)
-        return {**(self.collate(items) if items else {}), "num_bad": len(keys) - len(items)}
+        return _counted(self.collate(items) if items else {}, len(keys) - len(items))
+
+
+def _counted(collated: Batch | list[Batch], num_bad: int) -> list[Batch]:
+    """The batches, of which the first counts the bad samples."""
+    first, *others = collated if isinstance(collated, list) else [collated]
+    return [{**first, "num_bad": num_bad}, *({**batch, "num_bad": 0} for batch in others)]
 
 
 def _chunks(keys: Sequence[SampleKey], size: int) -> Iterator[list[SampleKey]]:
     return (list(keys[start : start + size]) for start in range(0, len(keys), size))
 
 
-Assemble = Callable[[Sequence[SampleKey]], Batch]
+Assemble = Callable[[Sequence[SampleKey]], list[Batch]]
 
 
-class _Assembled(Dataset[Batch | UserError]):
+class _Assembled(Dataset[list[Batch] | UserError]):
     """Batches addressed by their sample keys, so that all work on a batch happens in one worker.
 
     A UserError is returned, not raised: the loader would bury its sentence in the worker's traceback.
@@ -183,16 +196,16 @@ class _Assembled(Dataset[Batch | UserError]):
         self._assemble = assemble
         self._slots = slots
 
-    def __getitem__(self, keys: Sequence[SampleKey]) -> Batch | UserError:
+    def __getitem__(self, keys: Sequence[SampleKey]) -> list[Batch] | UserError:
         worker = get_worker_info()
         try:
-            batch = self._assemble(keys)
-            return self._slots.place(batch, worker.id) if worker else batch
+            batches = self._assemble(keys)
+            return [self._slots.place(batch, worker.id) for batch in batches] if worker else batches
         except UserError as error:
             return error
 
 
-def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[Batch]:
+def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_workers: int) -> Iterator[list[Batch]]:
     pin = torch.cuda.is_available()
     slots = BatchSlots(num_workers, pin)
     loader = DataLoader(
@@ -210,7 +223,7 @@ def _run(assemble: Assemble, batches_of_keys: Iterable[list[SampleKey]], num_wor
     for assembled in loader:
         if isinstance(assembled, UserError):
             raise assembled
-        yield slots.received(assembled)
+        yield [slots.received(batch) for batch in assembled]
 
 
 def _identity(assembled: Any) -> Any:

@@ -32,6 +32,8 @@ class Mixture(Generic[SampleT]):
     order, one epoch of that part after another. The epoch in a sample's key is that of its part, so each pass draws
     other captions and crops. Shares are rounded to 1 in ``BLOCK``, and no part gets less than that.
 
+    ``samples_fingerprint`` is that of the samples by their indices, whatever the weights.
+
     Raises UserError if there are no parts, or a weight is not a positive number.
     """
 
@@ -41,8 +43,9 @@ class Mixture(Generic[SampleT]):
         self._parts = list(parts)
         self._starts = np.cumsum([0] + [len(part) for part in parts])
         self._draws = apportion(weights, BLOCK)
-        described = [[part.fingerprint for part in parts], self._draws.tolist()]
-        self.fingerprint = sha256(json.dumps(described).encode()).hexdigest()
+        samples = [part.fingerprint for part in parts]
+        self.samples_fingerprint = sha256(json.dumps(samples).encode()).hexdigest()
+        self.fingerprint = sha256(json.dumps([samples, self._draws.tolist()]).encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._starts[-1])

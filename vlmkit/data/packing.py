@@ -21,13 +21,18 @@ class ConversationItem:
     images: torch.Tensor | None
 
 
+_Entry = tuple[EncodedSequence, int]
+"""A sequence and the number of its item."""
+
+
 @dataclass(frozen=True)
 class PackingCollate:
-    """Items to one packed batch.
+    """Items to packed batches.
 
-    The batch holds ``input_ids``, ``labels``, ``position_ids`` [R, T] and a boolean block mask ``attention_mask``
-    [R, 1, T, T] (True: may attend); T is the longest row, at most ``max_length``. In a row every sequence starts at
-    position 0 and sees itself only; a branch sees its prefix and itself, and its positions continue the prefix.
+    A batch holds ``input_ids``, ``labels``, ``position_ids``, ``sequence_ids`` and ``branch_ids`` [R, T]; T is the
+    longest row, at most ``max_length``. In a row every sequence starts at position 0 and is to see itself only; a
+    branch is to see its prefix and itself, and its positions continue the prefix. ``sequence_ids`` number the sequences
+    of a row from 1 on (0: padding), ``branch_ids`` the branches of a sequence (0: its prefix).
     Images come as ``pixel_values`` or ``image_features``, each once; ``image_index`` [M] names the image of every block
     of image places in row-major order, ``token_counts`` (M integers) the number of its places, and ``query_input_ids``,
     ``query_attention_mask`` [M, Q] its question, where the sequences carry one. ``num_targets`` counts the labelled
@@ -38,25 +43,48 @@ class PackingCollate:
     pad_token_id: int
 
     def __call__(self, items: Sequence[ConversationItem]) -> Batch:
-        first_image, images = 0, []
-        entries: list[tuple[EncodedSequence, int]] = []
-        for item in items:
-            entries += [(sequence, first_image) for sequence in item.sequences]
-            if item.images is not None:
-                images.append(item.images)
-                first_image += len(item.images)
+        """All items as one batch."""
+        return self._batch(items, self._pack(items))
+
+    def micro_batches(self, items: Sequence[ConversationItem], max_tokens: int) -> list[Batch]:
+        """The items as batches of at most ``max_tokens`` places, padding included (``max_length`` at least)."""
+        rows = sorted(self._pack(items), key=_length, reverse=True)
+        batches, start = [], 0
+        while start < len(rows):
+            stop = start + max_tokens // _length(rows[start])
+            batches.append(self._batch(items, rows[start:stop]))
+            start = stop
+        return batches
+
+    def _pack(self, items: Sequence[ConversationItem]) -> list[list[_Entry]]:
+        entries = [(sequence, number) for number, item in enumerate(items) for sequence in item.sequences]
         rows = best_fit([len(sequence) for sequence, _ in entries], self.max_length)
-        batch = _tensors([[entries[i][0] for i in row] for row in rows], self.pad_token_id)
+        return [[entries[i] for i in row] for row in rows]
+
+    def _batch(self, items: Sequence[ConversationItem], rows: list[list[_Entry]]) -> Batch:
+        batch = _tensors([[sequence for sequence, _ in row] for row in rows], self.pad_token_id)
+        in_order = [entry for row in rows for entry in row]
+        images: list[torch.Tensor] = []
+        first_image: dict[int, int] = {}
+        for number in sorted({number for _, number in in_order}):
+            pictures = items[number].images
+            if pictures is not None:
+                first_image[number] = sum(map(len, images))
+                images.append(pictures)
         if images:
             stacked = torch.cat(images)
             batch["pixel_values" if stacked.dtype == torch.uint8 else "image_features"] = stacked
-            in_order = [entries[i] for row in rows for i in row]
-            batch["image_index"] = torch.tensor([first + i for sequence, first in in_order for i in sequence.images])
+            shown = [first_image[number] + image for sequence, number in in_order for image in sequence.images]
+            batch["image_index"] = torch.tensor(shown)
             batch["token_counts"] = [seq.num_visual_tokens for seq, _ in in_order for _ in seq.images]
             queries = [sequence.query for sequence, _ in in_order for _ in sequence.images]
             if any(queries):
                 batch["query_input_ids"], batch["query_attention_mask"] = _pad(queries, self.pad_token_id)
         return batch
+
+
+def _length(row: Sequence[_Entry]) -> int:
+    return sum(len(sequence) for sequence, _ in row)
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -78,7 +106,8 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def _tensors(rows: list[list[EncodedSequence]], pad_token_id: int) -> Batch:
     shape = len(rows), max(sum(map(len, row)) for row in rows)
     ids, labels = np.full(shape, pad_token_id), np.full(shape, IGNORE_INDEX)
-    positions, sequence_of, branch_of = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, int)
+    positions = np.zeros(shape, int)
+    sequence_of, branch_of = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for r, row in enumerate(rows):
         start = 0
         for number, sequence in enumerate(row, 1):
@@ -100,19 +129,10 @@ def _tensors(rows: list[list[EncodedSequence]], pad_token_id: int) -> Batch:
         "input_ids": torch.from_numpy(ids),
         "labels": torch.from_numpy(labels),
         "position_ids": torch.from_numpy(positions),
-        "attention_mask": _block_mask(torch.from_numpy(sequence_of), torch.from_numpy(branch_of)),
+        "sequence_ids": torch.from_numpy(sequence_of),
+        "branch_ids": torch.from_numpy(branch_of),
         "num_targets": int((labels != IGNORE_INDEX).sum()),
     }
-
-
-def _block_mask(sequence_of: torch.Tensor, branch_of: torch.Tensor) -> torch.Tensor:
-    """[R, 1, T, T], True where a query (row) may see a key (column): same sequence, its prefix or same branch, causal.
-
-    Padding counts as a sequence of its own, so that no query is left without a key (which would give NaN).
-    """
-    same_sequence = sequence_of[:, :, None] == sequence_of[:, None, :]
-    same_branch = (branch_of[:, None, :] == 0) | (branch_of[:, :, None] == branch_of[:, None, :])
-    return (same_sequence & same_branch).tril()[:, None]
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,9 +4,9 @@ miniworld:SPLIT?scenes=&seed=&image_size=            captions, conversations, la
 wds:SHARDS?allow_truncated=&cache_gb=&manifest=      captions   tar shards: file, folder, glob or {a..b}, path or URL
 csv:FILE?image=&caption=&root=&sep=                  captions   paths of images and captions; .tsv: separated by tabs
 parquet:FILES?image=&caption=&root=                  captions   file, folder, glob or {a..b}
-jsonl:FILE?images=                                   captions   JSON lines beside a folder of images
-hf:NAME?split=&image=&caption=&revision=&config=     captions   a data set of the Hugging Face hub, or a local one
-llava:FILE.json?images=                              conversations                     LLaVA's JSON form
+jsonl:FILE?images=                                   captions, conversations           JSON lines beside images
+hf:NAME?split=&image=&revision=&config=&...          captions, conversations           a set of the hub, or a local one
+llava:FILE?images=                                   conversations                     LLaVA's form, JSON or JSONL
 folder:DIRECTORY                                     labels                            one subfolder a class
 
 Instead of one specification, captions and conversations may be a mixture: {specification: weight, ...}.
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from vlmkit.contracts import Source
 from vlmkit.data.hub import HubCaptions
+from vlmkit.data.hub_conversations import HubConversations
 from vlmkit.data.image_folder import LabelledFolder
 from vlmkit.data.llava_json import LlavaConversations
 from vlmkit.data.miniworld import MiniWorld
@@ -157,6 +158,11 @@ _CAPTIONS = {
 _CONVERSATIONS = {
     "miniworld": _Kind(WorldConversations, _WORLD_OPTIONS),
     "llava": _Kind(LlavaConversations, {"images": str}),
+    "jsonl": _Kind(partial(LlavaConversations, lines=True), {"images": str}),
+    "hf": _Kind(
+        HubConversations,
+        dict.fromkeys(("split", "image", "conversations", "question", "answer", "revision", "config"), str),
+    ),
 }
 _LABELS = {
     "miniworld": _Kind(WorldLabels, _WORLD_OPTIONS),

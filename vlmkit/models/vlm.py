@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.errors import UserError
+from vlmkit.models.attention import Segments, packed_masks
 from vlmkit.models.compressors import CompressorShape, build_compressor, compress_blocks
 from vlmkit.models.projector import build_projector
 from vlmkit.models.questions import question_encoder
@@ -273,13 +274,16 @@ class VLM(PreTrainedModel):
         token_counts: Sequence[int] | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        sequence_ids: torch.Tensor | None = None,
+        branch_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VLMOutput:
         """Logits, or with ``labels`` [B, T] (IGNORE_INDEX elsewhere) the loss at the labelled positions only.
 
-        ``attention_mask`` is [B, T] for padded rows, or boolean [B, 1, T, T] for packed ones (True: may attend), which
-        come with ``position_ids`` [B, T]. The rest is as in :meth:`visual_tokens`.
+        Padded rows come with ``attention_mask`` [B, T]; packed ones with ``sequence_ids``, ``branch_ids`` and
+        ``position_ids`` [B, T], as in :class:`vlmkit.models.attention.Segments`. The rest is as in
+        :meth:`visual_tokens`.
         """
         visual = self.visual_tokens(
             pixel_values, image_features, image_index, query_input_ids, query_attention_mask, token_counts
@@ -287,11 +291,11 @@ class VLM(PreTrainedModel):
         embeds = self.merge(input_ids, visual)
         if visual is None and self.training:
             embeds = embeds + self._no_image_anchor(input_ids)
-        if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
-            # Additive, because eager attention adds the mask: a boolean one would be taken for zeros and ones.
-            lowest = torch.finfo(embeds.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=embeds.dtype).masked_fill(~attention_mask, lowest)
-        inputs = {"inputs_embeds": embeds, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        mask: Any = attention_mask
+        if sequence_ids is not None and branch_ids is not None and position_ids is not None:
+            segments = Segments(sequence_ids, branch_ids, position_ids)
+            mask = packed_masks(self.language_model.config, segments, embeds.dtype)
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position_ids, **kwargs}
         if labels is None:
             output = self.language_model(**inputs)
             # By whatever names this release of transformers has: its cache field was renamed in 5.24.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,12 +18,14 @@ from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader, TokenCounts
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
-from vlmkit.data.loader import Stream, eval_batches
+from vlmkit.data.loader import Collate, Stream, eval_batches
 from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
+from vlmkit.models.attention import set_attention
 from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
+from vlmkit.models.kernels import use_liger
 from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import find_tower_config, tower_from_config
@@ -86,6 +89,9 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
     # Models before the directory: what cannot be loaded must leave nothing behind.
     vlm, tokenizer = _build(recipe, init)
     vlm.config.prompt_order, vlm.config.condition_on = recipe.prompt_order, recipe.compressor.condition_on
+    set_attention(vlm.language_model, recipe.llm.attention, context.device)
+    if recipe.llm.kernels == "liger":
+        use_liger(vlm.language_model, context.device)
     prepare(run, recipe, sources.fingerprints, context)
     torch.nn.Module.to(vlm, context.device)
     feed = _Feed(recipe, train, vlm, tokenizer, context, progress)
@@ -214,7 +220,8 @@ class _Feed:
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
         self._encoder = encoder_of(vlm, tokenizer, recipe.max_length)
         self._token_counts = TokenCounts(recipe.compressor.counts, recipe.compressor.elastic, recipe.seed)
-        self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
+        collate, limit = PackingCollate(recipe.max_length, tokenizer.pad_token_id), train.micro_batch_tokens
+        self._collate: Collate = partial(collate.micro_batches, max_tokens=limit) if limit else collate
         self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
 
     def stream(self, source: Source[ConversationSample]) -> Stream:
@@ -265,7 +272,7 @@ class _HeldOut:
     load: ConversationLoader
     num_samples: int
     batch_size: int
-    collate: PackingCollate
+    collate: Collate
     train: TrainConfig
     context: DistributedContext
 

@@ -228,6 +228,20 @@ def set_gradient_sync(model: nn.Module, enabled: bool) -> None:
         model.set_requires_gradient_sync(enabled)
 
 
+def passes(micro_batches: Sequence[T], train: TrainConfig, context: DistributedContext) -> list[tuple[T, bool]]:
+    """What a rank passes forward in a step: its micro-batches, each with a flag that says whether it counts.
+
+    A pass over shards is a collective, so under FSDP2 a rank with fewer micro-batches than another repeats its last
+    one, not counted.
+    """
+    counted = [(batch, True) for batch in micro_batches]
+    if train.parallel != "fsdp" or context.world_size == 1:
+        return counted
+    most = torch.tensor(len(counted))  # on the CPU, where gloo answers: no GPU is waited for
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return counted + [(micro_batches[-1], False)] * (int(most) - len(counted))
+
+
 def settle(model: nn.Module, task: Task, micro_batches: Sequence[Batch]) -> None:
     """One discarded pass, for DDP alone: it changes no weight, gradient or buffer.
 

@@ -158,7 +158,7 @@ class Trainer:
         state, every = self.state, self.train.checkpoint.every_steps
         if state.step >= self.total_steps:
             return None
-        stream = self.stream.batches(state.samples_seen)
+        stream = self.stream.steps(state.samples_seen)
         micro_batches = self.context.together(lambda: self._fetch(stream))
         cast(nn.Module, self.task).train()
         with distributed.autocast(self.train, self.context):
@@ -182,16 +182,16 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _fetch(self, stream: Iterator[Batch]) -> list[Batch]:
+    def _fetch(self, stream: Iterator[list[Batch]]) -> list[Batch]:
         """This rank's micro-batches of the next step, on the device."""
-        return [self._to_device(next(stream)) for _ in range(self.stream.micro_batches_per_step)]
+        return [self._to_device(batch) for batch in next(stream)]
 
     def _to_device(self, batch: Batch) -> Batch:
         device = self.context.device
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def _step(
-        self, micro_batches: list[Batch], stream: Iterator[Batch], stop: StopSignals
+        self, micro_batches: list[Batch], stream: Iterator[list[Batch]], stop: StopSignals
     ) -> tuple[list[Batch], int | None]:
         """One optimizer step; returns the next step's micro-batches, fetched while the device works, and the signal.
 
@@ -237,11 +237,14 @@ class Trainer:
         tally = _Tally(torch.zeros((), dtype=torch.float64, device=self.context.device), num_targets, 0, _sums())
         # DDP and FSDP2 average gradients over ranks; the loss is a sum over ranks divided by the global target count.
         scale = self.context.world_size / num_targets
-        for index, batch in enumerate(micro_batches):
-            distributed.set_gradient_sync(self.model, index == len(micro_batches) - 1)
+        passes = distributed.passes(micro_batches, self.train, self.context)
+        for number, (batch, counts) in enumerate(passes, 1):
+            distributed.set_gradient_sync(self.model, number == len(passes))
             with distributed.autocast(self.train, self.context):
                 output = self.model(batch)
-            (output.loss_sum * scale).backward()
+            (output.loss_sum * (scale if counts else 0.0)).backward()
+            if not counts:
+                continue
             tally.loss_sum += output.loss_sum.detach()
             tally.num_bad += int(batch.get("num_bad", 0))
             if self._logs(step):

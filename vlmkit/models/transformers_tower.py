@@ -94,19 +94,19 @@ class TransformersTower(VisionTower):
     ) -> VisionFeatures:
         self.check_gives(requires)
         penultimate = self.num_layers - 2
-        wanted = {penultimate} if "patches" in requires else set()
-        if "levels" in requires:
-            wanted |= set(levels)
+        wanted = {penultimate, *levels} if requires != {"levels"} else {*levels}
         hidden = self._embedded(self._normalised(pixel_values))
         by_block = {}
-        for index, block in enumerate(self.blocks()[: max(wanted) + 1]):
-            hidden = block(hidden, None)
-            if index in wanted:
-                by_block[index] = hidden[:, self._num_prefix_tokens :]
+        with self._attention_inputs(requires) as inputs:
+            for index, block in enumerate(self.blocks()[: max(wanted) + 1]):
+                hidden = block(hidden, None)
+                if index in wanted:
+                    by_block[index] = hidden[:, self._num_prefix_tokens :]
         return VisionFeatures(
-            grid=self.grid,
-            patches=by_block[penultimate] if "patches" in requires else None,
-            levels=torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
+            self.grid,
+            by_block[penultimate] if "patches" in requires else None,
+            torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
+            *self._patch_attention(inputs),
         )
 
     @property

@@ -68,7 +68,9 @@ def loaded_after(code: str) -> set[str]:
     return set(run.stdout.splitlines()[-1].split()) if run.stdout.strip() else set()
 
 
-@pytest.mark.parametrize("command", [["--help"], ["models"], ["frontier", "--budget", "5e12"], ["frontier", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["models"], ["frontier", "--budget", "5e12"], ["frontier", "--help"], ["ask", "--help"]]
+)
 def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
     assert loaded_after(RUN_COMMAND.format(command=command)) == set()
 

@@ -289,9 +289,28 @@ class CompressorConfig(Section):
     """How the patch grid becomes visual tokens."""
 
     name: str = Field("avgpool", description="Registry name of the compressor.")
-    num_visual_tokens: Positive | Annotated[list[Positive], Field(min_length=2)] = Field(
+    num_visual_tokens: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
         16, description="Visual tokens the language model sees; a list trains one model for all of them (elastic)."
     )
+    elastic: Literal["sampled", "all"] = Field(
+        "sampled",
+        description="Several token counts: sampled trains each sample with one drawn for it (MQT, arXiv 2405.19315), "
+        "all trains each with every one and averages (M3, arXiv 2405.17430).",
+    )
+    condition_on: Literal["first", "each"] = Field(
+        "first",
+        description="For a compressor that reads the question: a dialogue is one sequence whose visual tokens are for "
+        "its first question, or each question becomes a sequence with visual tokens of its own.",
+    )
+
+    @field_validator("num_visual_tokens")
+    @classmethod
+    def _plain(cls, counts: int | list[int]) -> int | list[int]:
+        """One way to write each choice: ascending, each once, a single count as a number."""
+        if isinstance(counts, int):
+            return counts
+        ascending = sorted({*counts})
+        return ascending if len(ascending) > 1 else ascending[0]
 
     query: Literal["llm", "embed_mean", "none"] = Field(
         "llm",
@@ -311,7 +330,7 @@ class CompressorConfig(Section):
     def counts(self) -> tuple[int, ...]:
         """All token counts, ascending; one where the model is not elastic."""
         counts = self.num_visual_tokens
-        return (counts,) if isinstance(counts, int) else tuple(sorted({*counts}))
+        return (counts,) if isinstance(counts, int) else tuple(counts)
 
 
 class VLMRecipe(Section):
@@ -337,6 +356,11 @@ class VLMRecipe(Section):
     compressor: CompressorConfig = CompressorConfig()
     data: DataConfig = DataConfig()
     align_data: DataConfig | None = Field(None, description="Data of the align stage; null: the same as data.")
+    prompt_order: Literal["image_first", "text_first"] = Field(
+        "image_first",
+        description="Where an image stands that the text has no place for: before or after the first question. "
+        "text_first lets a fixed question be read once for all images.",
+    )
     max_length: Positive = Field(2048, description="Tokens of a packed row, visual tokens included.")
     feature_cache: bool = Field(True, description="Run the frozen tower once and keep its features on disk.")
     cache_limit_gb: float = Field(20.0, gt=0, description="No feature cache is written above this size.")
@@ -383,7 +407,9 @@ class SweepRecipe(Section):
     command: Literal["sweep"] = "sweep"
     base: VLMRecipe = VLMRecipe()
     llms: list[str] = Field(min_length=1, description="Language models, by name.")
-    tokens: list[Positive] = Field(min_length=1, description="Visual token counts.")
+    tokens: list[Positive | list[Positive]] = Field(
+        min_length=1, description="Visual token counts; a list among them is one elastic run."
+    )
     compressors: list[str] = Field(["avgpool"], min_length=1, description="Compressors, by name.")
     seeds: list[int] = Field([0], min_length=1, description="Seeds.")
     lr: dict[str, float] = Field(default_factory=dict, description="Peak rate by language model, where it must differ.")

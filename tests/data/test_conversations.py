@@ -117,6 +117,89 @@ def test_a_conditioned_compressor_gets_a_sequence_and_a_question_for_every_turn(
     assert tokenizer.decode(dialogue.query) == "what colour is it"
 
 
+@pytest.mark.parametrize(
+    ("template", "texts", "answers"),
+    [
+        (
+            CHATML,
+            [
+                "<|im_start|>user\n<image>\nwhat colour is it<|im_end|>\n<|im_start|>assistant\ndark red<|im_end|>\n",
+                "<|im_start|>user\n<image>\nwhat colour is it<|im_end|>\n"
+                "<|im_start|>assistant\ndark red<|im_end|>\n"
+                "<|im_start|>user\nand how many {x}?<|im_end|>\n<|im_start|>assistant\nthree<|im_end|>\n",
+            ],
+            ["dark red<|im_end|>", "three<|im_end|>"],
+        ),
+        (
+            VICUNA,
+            [
+                "<s>A chat. USER: <image>\nwhat colour is it ASSISTANT: dark red</s>",
+                "<s>A chat. USER: <image>\nwhat colour is it ASSISTANT: dark red</s>"
+                "USER: and how many {x}? ASSISTANT: three</s>",
+            ],
+            [" dark red</s>", " three</s>"],
+        ),
+    ],
+)
+def test_each_question_of_a_dialogue_may_have_visual_tokens_of_its_own(
+    template: str, texts: list[str], answers: list[str]
+) -> None:
+    tokenizer = byte_tokenizer(template)
+    encoder = ConversationEncoder(tokenizer, 2, 500, conditioned=True, condition_on="each")
+    sequences = encoder.encode(sample(DIALOGUE))
+    branches = [sequence.branches[0] for sequence in sequences]
+    whole = [tokenizer.decode(branch.ids).replace("<image>" * 2, "<image>") for branch in branches]
+    assert whole == texts and [labelled(tokenizer, branch) for branch in branches] == answers
+    assert [tokenizer.decode(s.query) for s in sequences] == ["what colour is it", "and how many {x}?"]
+    assert all((s.prefix, s.images, s.num_visual_tokens) == ([], [0], 2) for s in sequences)
+    prompt = encoder.prompt(DIALOGUE[1].question, history=DIALOGUE[:1])
+    first = next(i for i, label in enumerate(branches[1].labels) if label != IGNORE_INDEX)
+    assert (prompt.ids, prompt.query) == (branches[1].ids[:first], sequences[1].query)
+
+
+def test_sequences_of_a_dialogue_show_the_images_so_far_and_stop_where_answers_are_cut_off() -> None:
+    encoder = ConversationEncoder(embedded(), 2, 40, conditioned=True, condition_on="each")
+    turns = (Turn("<image> what", "a"), Turn("and <image> this", "b"), Turn("word " * 50, "c"))
+    sequences = encoder.encode(sample(turns, images=2))
+    assert [s.images for s in sequences] == [[0], [0, 1]]
+    assert [s.branches[0].ids.count(encoder.image_token_id) for s in sequences] == [2, 4]
+    with pytest.raises(UserError, match="s-7 trains nothing"):
+        encoder.encode(sample((Turn("word " * 50, "c"),), images=0))
+    # Where the compressor is blind to the question, nothing is gained by several sequences.
+    assert len(ConversationEncoder(embedded(), 2, 500, False, "each").encode(sample(DIALOGUE))) == 1
+
+
+def test_an_image_without_a_place_stands_before_or_after_the_first_question() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    texts = {}
+    for order in ("image_first", "text_first"):
+        encoder = ConversationEncoder(tokenizer, 1, 500, prompt_order=order)  # type: ignore[arg-type]
+        texts[order] = tokenizer.decode(encoder.prompt("who is it", num_images=2).ids)
+        placed = tokenizer.decode(encoder.prompt("is <image> red").ids)
+        assert placed == "<|im_start|>user\nis <image> red<|im_end|>\n<|im_start|>assistant\n"
+    begin, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    assert texts["image_first"] == f"{begin}<image>\n<image>\nwho is it{end}"
+    assert texts["text_first"] == f"{begin}who is it\n<image>\n<image>{end}"
+
+
+@pytest.mark.parametrize("make", [embedded, lambda: byte_tokenizer(CHATML)])
+def test_with_the_text_first_each_independent_turn_is_what_it_is_alone(make) -> None:  # type: ignore[no-untyped-def]
+    turns = (Turn("read the sign", "r 4"), Turn("how many", "3"))
+    encoder = ConversationEncoder(make(), 4, 500, prompt_order="text_first")
+    for turn, sequence in zip(turns, encoder.encode(sample(turns, independent=True)), strict=True):
+        (alone,) = encoder.encode(sample((turn,)))
+        ids, labels = alone.prefix + alone.branches[0].ids, alone.branches[0].labels
+        assert sequence.prefix + sequence.branches[0].ids == ids and sequence.images == [0]
+        assert sequence.branches[0].labels[-len(labels) :] == labels
+
+
+def test_an_encoder_for_another_count_differs_in_the_places_only() -> None:
+    encoder = ConversationEncoder(embedded(), 4, 500)
+    (few,), (many,) = encoder.encode(sample(DIALOGUE)), encoder.at(9).encode(sample(DIALOGUE))
+    assert (few.num_visual_tokens, many.num_visual_tokens, encoder.num_visual_tokens) == (4, 9, 4)
+    assert many.prefix.count(encoder.image_token_id) == 9 and few.branches == many.branches
+
+
 def test_branches_that_do_not_fit_behind_one_prefix_repeat_the_image() -> None:
     encoder = ConversationEncoder(embedded(), 4, 24)
     turns = tuple(Turn("how many red ones", str(i)) for i in range(5))

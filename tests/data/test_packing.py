@@ -20,7 +20,7 @@ def sequence(generator: torch.Generator, prefix: int, branches: list[int], image
     for length in branches:
         ids = tokens(length)
         made.append(Branch(ids, [IGNORE_INDEX] * (length // 2 + 1) + ids[length // 2 + 1 :]))
-    return EncodedSequence(tokens(prefix)[images:] + [IMAGE] * images, made, list(range(images)), [])
+    return EncodedSequence(tokens(prefix)[images:] + [IMAGE] * images, made, list(range(images)), [], 1)
 
 
 def sequences() -> list[EncodedSequence]:
@@ -90,7 +90,7 @@ def test_image_index_follows_the_places_through_packing() -> None:
     for number, length in enumerate([4, 9, 6, 12, 3]):
         one = sequence(generator, 5, [length], images=1)
         query = [10 + number] * (1 + number % 3)
-        marked = EncodedSequence(one.prefix, one.branches, [0], query)
+        marked = EncodedSequence(one.prefix, one.branches, [0], query, 1)
         question[number] = query
         one.prefix[0] = 40 + number
         items.append(ConversationItem([marked, marked], torch.full((1, 3, 2, 2), number, dtype=torch.uint8)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,10 @@ from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark
 from vlmkit.evals.benchmarks.miniworld import questions
-from vlmkit.evals.runner import run_benchmark
+from vlmkit.evals.runner import SampleRecord, run_benchmark
 from vlmkit.evals.scoring import exact_match
 from vlmkit.models.llm import load_llm
+from vlmkit.models.prompt_prefix import PromptPrefix
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM
 
@@ -152,6 +155,31 @@ def test_answers_do_not_depend_on_the_batch_size(trained: tuple[VLM, Conversatio
     for other in others:
         assert other.records == one_by_one.records
     assert len({record.prediction for record in one_by_one.records}) > 3
+
+
+@pytest.mark.parametrize("order", ["image_first", "text_first"])
+def test_answers_are_those_of_prompts_read_whole(
+    trained: tuple[VLM, ConversationEncoder], order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the prompts share is read once, for all questions and for one question about every image."""
+    vlm, given = trained
+    encoder = ConversationEncoder(given.tokenizer, 4, 256, given.conditioned, prompt_order=order)
+    every = flags_benchmark(Flags(PAIRS))
+    read, seen = PromptPrefix.read, []
+
+    def watched(llm: Any, ids: Sequence[int]) -> PromptPrefix | None:
+        seen.append(encoder.tokenizer.decode(ids))
+        return read(llm, ids)
+
+    def records(benchmark: Benchmark, read: Any) -> list[SampleRecord]:
+        monkeypatch.setattr(PromptPrefix, "read", read)
+        return run_benchmark(vlm, encoder, benchmark, llm="nano", batch_size=3, max_new_tokens=6).records
+
+    for benchmark in (replace(every, questions=lambda sample: questions(sample)[:1]), every):
+        assert records(benchmark, watched) == records(benchmark, lambda llm, ids: None)
+    of_one_question, of_all = seen  # once each, over four windows
+    assert of_one_question.rstrip().endswith("upper color" if order == "text_first" else "user|>")
+    assert of_one_question.startswith(of_all) and "upper" not in of_all
 
 
 def test_a_conditioned_compressor_gets_each_question_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def item(seed: int, prefix: int, branches: Sequence[int], images: int = 0) -> Co
         made.append(Branch(ids, [IGNORE_INDEX] * (length // 2 + 1) + ids[length // 2 + 1 :]))
     before = tokens(generator, prefix) + [IMAGE] * (TOKENS * images)
     pixels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator) if images else None
-    return ConversationItem([EncodedSequence(before, made, list(range(images)), [])], pixels)
+    return ConversationItem([EncodedSequence(before, made, list(range(images)), [], TOKENS)], pixels)
 
 
 def items() -> list[ConversationItem]:
@@ -188,7 +188,7 @@ def test_no_branch_sees_another() -> None:
     (one,) = [item(1, 3, [5, 7, 4], 1)]
     (sequence,) = one.sequences
     other = Branch(tokens(torch.Generator().manual_seed(9), 7), sequence.branches[1].labels)
-    changed = EncodedSequence(sequence.prefix, [sequence.branches[0], other, sequence.branches[2]], [0], [])
+    changed = EncodedSequence(sequence.prefix, [sequence.branches[0], other, sequence.branches[2]], [0], [], TOKENS)
     before, after = pack([one]), pack([ConversationItem([changed], one.images)])
     old, new = losses_by_place(model, before), losses_by_place(model, after)
     second = before["branch_ids"] == 2

@@ -108,7 +108,7 @@ def test_cached_features_and_image_index_give_the_logits_of_pixels(compressor: s
 def test_visual_tokens_stand_at_the_image_places_in_order() -> None:
     model, inputs = make(), batch()
     visual = torch.arange(2 * 4 * 32, dtype=torch.float32).view(2, 4, 32)
-    merged = model.merge(inputs["input_ids"], visual)
+    merged = model.merge(inputs["input_ids"], visual.flatten(0, 1))
     assert torch.equal(merged[:, 2:6], visual)
     embedded = model.get_input_embeddings()(inputs["input_ids"])
     assert torch.equal(merged[:, 6:], embedded[:, 6:]) and torch.equal(merged[:, :2], embedded[:, :2])
@@ -194,7 +194,7 @@ def test_every_compressor_trains_and_gives_the_same_tokens_from_its_cache(compre
     del inputs["input_ids"], inputs["attention_mask"]
     pixels = inputs.pop("pixel_values")
     tokens_of_cache = model.visual_tokens(image_features=model.cacheable_features(pixels), **inputs)
-    assert tokens_of_cache is not None and tokens_of_cache.shape == (2, tokens, 32)
+    assert tokens_of_cache is not None and tokens_of_cache.shape == (2 * tokens, 32)
     torch.testing.assert_close(tokens_of_cache, model.visual_tokens(pixels, **inputs))
     tokens_of_cache.square().sum().backward()
     assert all(p.grad is not None for part in (model.compressor, model.projector) for p in part.parameters())

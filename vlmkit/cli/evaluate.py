@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlmkit.cli.options import JsonOption
+from vlmkit.cli.options import Device, DeviceOption, JsonOption, parse_counts
 from vlmkit.cli.output import print_json, print_table
-
-
-class Device(str, Enum):
-    """Where an evaluation computes."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def evaluate(
@@ -51,7 +42,13 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions, or images, of one pass.")] = 128,
-    device: Annotated[Device, typer.Option("--device", help="Where to compute.")] = Device.auto,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", help="VLMs: visual tokens, of those the model was trained for; several give rows for each."
+        ),
+    ] = None,
+    device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Score runs: for towers a linear probe unless other tasks are named, each beside a random tower; for VLMs exact
@@ -59,7 +56,8 @@ def evaluate(
     from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import evaluate as pipeline
 
-    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value)
+    counts = tuple(parse_counts(tokens)) if tokens else ()
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts)
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
     if as_json:

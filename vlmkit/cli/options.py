@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,15 @@ import typer
 
 if TYPE_CHECKING:
     from vlmkit.config import Section
+
+
+class Device(str, Enum):
+    """Where a command computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
 
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", "-r", help="YAML recipe; flags and --set override it.")]
 SetOption = Annotated[
@@ -24,9 +34,20 @@ DataOption = Annotated[
     str | None, typer.Option("--data", help="Training data, KIND:WHERE like miniworld:train; kinds: vlmkit models.")
 ]
 ValOption = Annotated[str | None, typer.Option("--val", help="Held-out data, written like --data; `none` for none.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 BadFractionOption = Annotated[
     float | None, typer.Option("--max-bad-fraction", help="Refuse to go on beyond this share of unreadable samples.")
 ]
+
+
+def parse_counts(text: str) -> list[int]:
+    """Token counts as written on the command line: ``4``, or several with commas between them. Raises UserError."""
+    from vlmkit.errors import UserError
+
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(counts):
+        raise UserError(f"--tokens {text} is no list of token counts; write whole numbers, like 4 or 1,4,16.")
+    return [*dict.fromkeys(counts)]
 
 
 def resolve(

@@ -41,4 +41,4 @@ def sweep(
 
 
 def _announce(name: str, rows: list[ResultRow]) -> None:
-    print_note(f"{name}: " + ", ".join(f"{row.family} {row.value:.3f}" for row in rows))
+    print_note(f"{name}: " + ", ".join(f"{row.family} {row.value:.3f} ({row.visual_tokens} tokens)" for row in rows))

@@ -17,6 +17,7 @@ from vlmkit.cli.options import (
     SeedOption,
     SetOption,
     ValOption,
+    parse_counts,
     resolve,
 )
 from vlmkit.cli.output import print_note, print_plan, print_run_summary
@@ -30,7 +31,13 @@ def train_vlm(
     llm: Annotated[
         str | None, typer.Option("--llm", help="Language model: name, size such as 7b, hub id or local directory.")
     ] = None,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Visual tokens; must tile the patch grid.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            help="Visual tokens; must tile the patch grid. Several, like 1,4,16: one model for all of them (elastic).",
+        ),
+    ] = None,
     compressor: Annotated[
         str | None, typer.Option("--compressor", help="How patches become visual tokens: see `vlmkit models`.")
     ] = None,
@@ -68,7 +75,7 @@ def train_vlm(
     flags = {
         "llm.name": llm,
         "llm.weights": weights,
-        "compressor.num_visual_tokens": tokens,
+        "compressor.num_visual_tokens": parse_counts(tokens) if tokens else None,
         "compressor.name": compressor,
         "vision_tower.name": vision_tower,
         "vision_tower.image_size": image_size,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vlmkit.contracts import IGNORE_INDEX, IMAGE_TOKEN
 from vlmkit.data.chat_template import ChatTemplate, Span
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.errors import UserError
+
+ConditionOn = Literal["first", "each"]
+PromptOrder = Literal["image_first", "text_first"]
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -27,14 +32,16 @@ class Branch:
 class EncodedSequence:
     """A prefix that is never labelled, and branches that each continue it without seeing one another.
 
-    ``images`` gives, for every block of image places in order of appearance, the index of the image in its sample.
-    ``query`` holds the ids of the question alone, for a compressor that is conditioned on it (empty otherwise).
+    ``images`` gives, for every block of image places in order of appearance, the index of the image in its sample;
+    a block has ``num_visual_tokens`` places. ``query`` holds the ids of the question alone, for a compressor that is
+    conditioned on it (empty otherwise).
     """
 
     prefix: list[int]
     branches: list[Branch]
     images: list[int]
     query: list[int]
+    num_visual_tokens: int
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
@@ -53,7 +60,9 @@ class ConversationEncoder:
     """Encodes conversations for one tokenizer, number of visual tokens and maximal length.
 
     With ``conditioned`` every question has visual tokens of its own, so independent turns share no prefix; a dialogue
-    is conditioned on its first question.
+    is conditioned on its first question, or, with ``condition_on`` "each", becomes a sequence for each of its
+    questions: the dialogue up to its answer, which alone is labelled, with visual tokens for that question.
+    ``prompt_order`` says where images stand that the text has no place for: before or after the first question.
     """
 
     def __init__(
@@ -62,29 +71,42 @@ class ConversationEncoder:
         num_visual_tokens: int,
         max_length: int,
         conditioned: bool = False,
+        condition_on: ConditionOn = "first",
+        prompt_order: PromptOrder = "image_first",
     ) -> None:
         self.tokenizer = tokenizer
         self.num_visual_tokens = num_visual_tokens
         self.max_length = max_length
         self.conditioned = conditioned
+        self.condition_on = condition_on
+        self.prompt_order = prompt_order
         self.image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
         self._template = ChatTemplate(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
 
+    def at(self, num_visual_tokens: int) -> ConversationEncoder:
+        """The same encoder for another number of visual tokens."""
+        other = copy(self)
+        other.num_visual_tokens = num_visual_tokens
+        return other
+
     def encode(self, sample: ConversationSample) -> list[EncodedSequence]:
         """The sample as sequences of at most ``max_length`` tokens, in the order of its turns.
 
-        A dialogue is one sequence, cut at the end if it is too long. Independent turns are branches behind the shared
-        image (several sequences if one is too short for them), each cut on its own. ``<image>`` is put before the first
-        question if no question of the conversation has it. Raises UserError, naming the sample, where a turn or
-        dialogue trains nothing, or places and images differ in number.
+        A dialogue is one sequence, cut at the end if it is too long (where each question has a sequence, those whose
+        answer is cut off are left out). Independent turns are branches behind what they share up to the image (several
+        sequences if one is too short for them), each cut on its own; where the image follows the question they share
+        nothing. Raises UserError, naming the sample, where a turn or dialogue trains nothing, or places and images
+        differ in number.
         """
         dialogues = [[turn] for turn in sample.turns] if sample.independent else [list(sample.turns)]
         if not sample.turns or any(not turn.answer.strip() for turn in sample.turns):
             raise UserError(f"Sample {sample.id} has an empty answer and trains nothing; remove or complete it.")
-        rendered = [self._render(turns, sample) for turns in dialogues]
+        if self.conditioned and self.condition_on == "each" and not sample.independent:
+            return self._encode_each(sample)
+        rendered = [self._render(self._contents(turns, sample), sample) for turns in dialogues]
         heads = {_head(text) for text, _ in rendered}
         shared = heads.pop() if len(heads) == 1 and not self.conditioned else None
         if shared is not None:
@@ -92,19 +114,40 @@ class ConversationEncoder:
         branches = self._branches(rendered, 0, sample)
         images = list(range(len(sample.images)))
         return [
-            EncodedSequence([], [self._cut(branch, 0, sample)], images, self._query(turns[0], sample))
+            self._sequence([], [self._cut(branch, 0, sample)], images, self._query(turns[0], sample))
             for branch, turns in zip(branches, dialogues, strict=True)
         ]
 
-    def prompt(self, question: str, num_images: int = 1, identifier: str = "prompt") -> EncodedPrompt:
-        """A single question about ``num_images`` images, up to where the assistant begins to answer."""
-        sample = ConversationSample(identifier, (b"",) * num_images, (Turn(question, ""),))
-        text, _ = self._template.render(self._contents(list(sample.turns), sample)[:1])
+    def prompt(
+        self, question: str, num_images: int = 1, identifier: str = "prompt", history: Sequence[Turn] = ()
+    ) -> EncodedPrompt:
+        """A question about ``num_images`` images, after the turns of its dialogue so far, up to where the assistant
+        begins to answer."""
+        sample = ConversationSample(identifier, (b"",) * num_images, (*history, Turn(question, "")))
+        text, _ = self._template.render(self._contents(list(sample.turns), sample)[:-1])
         ids = self._expand(self._backend.encode(text, add_special_tokens=False).ids)
-        return EncodedPrompt(ids, list(range(num_images)), self._query(sample.turns[0], sample))
+        asked = sample.turns[-1 if self.condition_on == "each" else 0]
+        return EncodedPrompt(ids, list(range(num_images)), self._query(asked, sample))
 
-    def _render(self, turns: list[Turn], sample: ConversationSample) -> tuple[str, list[Span]]:
-        contents = self._contents(turns, sample)
+    def _encode_each(self, sample: ConversationSample) -> list[EncodedSequence]:
+        contents = self._contents(list(sample.turns), sample)
+        sequences: list[EncodedSequence] = []
+        for number, turn in enumerate(sample.turns, 1):
+            text, spans = self._render(contents[: 2 * number], sample)
+            (branch,) = self._branches([(text, spans[-1:])], 0, sample)
+            if sequences and all(label == IGNORE_INDEX for label in branch.labels[: self.max_length]):
+                break
+            images = list(range(sum(content.count(IMAGE_TOKEN) for content in contents[: 2 * number])))
+            branch = self._cut(branch, 0, sample)
+            sequences.append(self._sequence([], [branch], images, self._query(turn, sample)))
+        return sequences
+
+    def _sequence(
+        self, prefix: list[int], branches: list[Branch], images: list[int], query: list[int]
+    ) -> EncodedSequence:
+        return EncodedSequence(prefix, branches, images, query, self.num_visual_tokens)
+
+    def _render(self, contents: list[str], sample: ConversationSample) -> tuple[str, list[Span]]:
         try:
             return self._template.render(contents)
         except UserError as error:
@@ -114,7 +157,10 @@ class ConversationEncoder:
         contents = [text for turn in turns for text in (turn.question, turn.answer)]
         places = sum(text.count(IMAGE_TOKEN) for text in contents)
         if places == 0 and sample.images:
-            contents[0] = f"{IMAGE_TOKEN}\n" * len(sample.images) + contents[0]
+            if self.prompt_order == "image_first":
+                contents[0] = f"{IMAGE_TOKEN}\n" * len(sample.images) + contents[0]
+            else:
+                contents[0] += f"\n{IMAGE_TOKEN}" * len(sample.images)
         elif places != len(sample.images):
             raise UserError(
                 f"Sample {sample.id} has {len(sample.images)} images but {places} places for one ({IMAGE_TOKEN}); "
@@ -141,7 +187,7 @@ class ConversationEncoder:
                 room = self.max_length - len(prefix)
             groups[-1].append(branch)
             room -= len(branch.ids)
-        return [EncodedSequence(prefix, group, images, []) for group in groups]
+        return [self._sequence(prefix, group, images, []) for group in groups]
 
     def _branches(self, rendered: list[tuple[str, list[Span]]], skip: int, sample: ConversationSample) -> list[Branch]:
         """Tokens and labels of each text from character ``skip`` on, which is 0 or just behind the last image place."""

@@ -34,8 +34,9 @@ class PackingCollate:
     branch is to see its prefix and itself, and its positions continue the prefix. ``sequence_ids`` number the sequences
     of a row from 1 on (0: padding), ``branch_ids`` the branches of a sequence (0: its prefix).
     Images come as ``pixel_values`` or ``image_features``, each once; ``image_index`` [M] names the image of every block
-    of image places in row-major order, and ``query_input_ids``, ``query_attention_mask`` [M, Q] its question, where the
-    sequences carry one. ``num_targets`` counts the labelled positions.
+    of image places in row-major order, ``token_counts`` (M integers) the number of its places, and ``query_input_ids``,
+    ``query_attention_mask`` [M, Q] its question, where the sequences carry one. ``num_targets`` counts the labelled
+    positions.
     """
 
     max_length: int
@@ -75,6 +76,7 @@ class PackingCollate:
             batch["pixel_values" if stacked.dtype == torch.uint8 else "image_features"] = stacked
             shown = [first_image[number] + image for sequence, number in in_order for image in sequence.images]
             batch["image_index"] = torch.tensor(shown)
+            batch["token_counts"] = [seq.num_visual_tokens for seq, _ in in_order for _ in seq.images]
             queries = [sequence.query for sequence, _ in in_order for _ in sequence.images]
             if any(queries):
                 batch["query_input_ids"], batch["query_attention_mask"] = _pad(queries, self.pad_token_id)

@@ -1,25 +1,33 @@
-"""Greedy answers to many questions: the tower once an image, prompts left-padded in batches of similar length."""
+"""Greedy answers to many questions: the tower once an image, what all prompts begin with once, and the rest of the
+prompts in batches of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations import ConversationEncoder, EncodedPrompt
 from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.models.prompt_prefix import PromptPrefix, shared_beginning
 from vlmkit.models.vlm import VLM
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
 
 
 @dataclass(frozen=True)
 class ImagePrompts:
-    """Questions about the same images: ``pixel_values`` uint8 [K, 3, S, S], and any number of prompts."""
+    """Questions about the same images: ``pixel_values`` uint8 [K, 3, S, S], and any number of prompts, each of which
+    follows the same turns of a dialogue (none: it stands alone)."""
 
     id: str
     pixel_values: torch.Tensor
     prompts: Sequence[str]
+    history: Sequence[Turn] = ()
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,10 @@ class _Request:
 class GreedyAnswerer:
     """Answers questions with a VLM on the device it is on, at most ``batch_size`` images or prompts at a time.
 
-    In float32 an answer depends on its own prompt and images only, whatever it is batched with (rounding may tip
-    exact ties of logits). Puts the model into evaluation mode.
+    Images have the encoder's number of visual tokens. What several prompts of a window begin with, up to the first
+    image, is read once and kept for the windows that begin alike. In float32 an answer depends on its own prompt and
+    images only, whatever it is batched with (rounding may tip exact ties of logits). Puts the model into evaluation
+    mode.
     """
 
     def __init__(self, vlm: VLM, encoder: ConversationEncoder, *, batch_size: int, max_new_tokens: int) -> None:
@@ -47,6 +57,7 @@ class GreedyAnswerer:
         self.batch_size = batch_size
         tokenizer = encoder.tokenizer
         self._pad = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self._prefix: tuple[tuple[int, ...], PromptPrefix | None] = ((), None)
         self._generation = {
             "max_new_tokens": max_new_tokens,
             "eos_token_id": _stop_tokens(encoder),
@@ -54,18 +65,22 @@ class GreedyAnswerer:
         }
 
     @torch.inference_mode()
-    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
-        """The decoded answers, stripped and without special tokens, one list an item, in the order given."""
+    def answer(self, window: Sequence[ImagePrompts], streamer: BaseStreamer | None = None) -> list[list[str]]:
+        """The decoded answers, stripped and without special tokens, one list an item, in the order given.
+
+        ``streamer`` hears the tokens of a single prompt as they are generated.
+        """
         features = self._features(torch.cat([item.pixel_values for item in window]))
         requests: list[_Request] = []
         first_image = 0
         for item in window:
             num_images = len(item.pixel_values)
             requests += [
-                _Request(self.encoder.prompt(prompt, num_images, item.id), first_image) for prompt in item.prompts
+                _Request(self.encoder.prompt(prompt, num_images, item.id, item.history), first_image)
+                for prompt in item.prompts
             ]
             first_image += num_images
-        flat = iter(self._answers(requests, features))
+        flat = iter(self._answers(requests, features, {"streamer": streamer} if streamer else {}))
         return [[next(flat) for _ in item.prompts] for item in window]
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
@@ -74,31 +89,56 @@ class GreedyAnswerer:
         batches = pixel_values.split(self.batch_size)
         return torch.cat([self.vlm.cacheable_features(batch.to(self.vlm.device)) for batch in batches])
 
-    def _answers(self, requests: Sequence[_Request], features: torch.Tensor | None) -> list[str]:
+    def _answers(
+        self, requests: Sequence[_Request], features: torch.Tensor | None, generation: dict[str, Any]
+    ) -> list[str]:
         """Answers in the order of the requests, generated in the order of their lengths: padding costs time."""
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt.ids))
         answers = [""] * len(requests)
+        prefix = self._shared_prefix(requests)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            generated = self._generate([requests[index] for index in chosen], features)
+            generated = self._generate([requests[index] for index in chosen], features, prefix, generation)
             texts = self.encoder.tokenizer.batch_decode(generated, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):
                 answers[index] = text.strip()
         return answers
 
-    def _generate(self, requests: Sequence[_Request], features: torch.Tensor | None) -> torch.Tensor:
+    def _shared_prefix(self, requests: Sequence[_Request]) -> PromptPrefix | None:
+        """What all prompts begin with, if reading it by itself pays: for several prompts, or where it is known."""
+        ids = shared_beginning([request.prompt.ids for request in requests], self.encoder.image_token_id)
+        if ids != self._prefix[0]:
+            if not ids or len(requests) == 1:
+                return None
+            self._prefix = (ids, PromptPrefix.read(self.vlm.language_model, ids))
+        return self._prefix[1]
+
+    def _generate(
+        self,
+        requests: Sequence[_Request],
+        features: torch.Tensor | None,
+        prefix: PromptPrefix | None,
+        generation: dict[str, Any],
+    ) -> torch.Tensor:
         device = self.vlm.device
-        ids, mask = _padded([request.prompt.ids for request in requests], self._pad, "left")
-        inputs: dict[str, torch.Tensor | None] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        known = prefix.ids if prefix else ()
+        ids, mask = _padded([request.prompt.ids[len(known) :] for request in requests], self._pad, "left")
+        if prefix:
+            rows = len(requests)
+            ids = torch.cat([torch.tensor([known]).expand(rows, -1), ids], dim=1)
+            mask = torch.cat([torch.ones(rows, len(known), dtype=mask.dtype), mask], dim=1)
+            generation = {**generation, **prefix.continued(self.vlm.language_model, rows)}
+        inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         shown = [image for request in requests for image in request.images]
         if shown:
             inputs |= {"image_features": features, "image_index": torch.tensor(shown, device=device)}
+            inputs["token_counts"] = [self.encoder.num_visual_tokens] * len(shown)
         if shown and self.encoder.conditioned:
             # One row a block of image places: a question about two images conditions both.
             queries = [request.prompt.query for request in requests for _ in request.images]
             query_ids, query_mask = _padded(queries, self._pad, "right")
             inputs |= {"query_input_ids": query_ids.to(device), "query_attention_mask": query_mask.to(device)}
-        return self.vlm.generate(**inputs, **self._generation)
+        return self.vlm.generate(**inputs, **self._generation, **generation)
 
 
 def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:

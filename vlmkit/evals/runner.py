@@ -63,7 +63,7 @@ def run_benchmark(
     records_path: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> BenchmarkOutcome:
-    """Ask every question of the benchmark, greedily, and score the answers.
+    """Ask every question of the benchmark, greedily, with the encoder's number of visual tokens, and score the answers.
 
     ``llm`` and ``seed`` say in the rows which model this is. ``limit`` takes the first samples (images with all their
     questions). ``records_path`` gets one JSON line a question, in one piece when all are answered. ``on_progress`` is
@@ -86,12 +86,12 @@ def run_benchmark(
     if records_path is not None:
         write_atomically(records_path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
     return BenchmarkOutcome(
-        _rows(benchmark, records, limit, {"llm": llm, "seed": seed, **model_facts(vlm)}), records, num_bad
+        _rows(benchmark, records, limit, {"llm": llm, "seed": seed, **model_facts(vlm, encoder)}), records, num_bad
     )
 
 
-def model_facts(vlm: VLM) -> dict[str, Any]:
-    """The fields of a result row that the model itself answers: parameter counts, visual tokens, compressor.
+def model_facts(vlm: VLM, encoder: ConversationEncoder) -> dict[str, Any]:
+    """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor.
 
     Non-embedding parameters leave out the token embedding and the language-model head; tied weights count once.
     """
@@ -101,7 +101,7 @@ def model_facts(vlm: VLM) -> dict[str, Any]:
         "llm_params": _count(language_model),
         "llm_params_non_embedding": _count(weight for weight in language_model if id(weight) not in embeddings),
         "total_params": _count(vlm.parameters()),
-        "visual_tokens": vlm.config.num_visual_tokens,
+        "visual_tokens": encoder.num_visual_tokens,
         "compressor": vlm.config.compressor,
     }
 

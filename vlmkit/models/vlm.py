@@ -23,7 +23,7 @@ from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.errors import UserError
 from vlmkit.models.attention import Segments, packed_masks
-from vlmkit.models.compressors import CompressorShape, build_compressor
+from vlmkit.models.compressors import CompressorShape, build_compressor, compress_blocks
 from vlmkit.models.projector import build_projector
 from vlmkit.models.questions import question_encoder
 from vlmkit.models.seeding import seeded
@@ -45,7 +45,8 @@ class VLMConfig(PreTrainedConfig):
     ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
     ``compressor`` and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it
     is elastic); ``image_token_id`` marks their places; ``query`` says what a compressor is told of the question: llm,
-    embed_mean or none (``models.questions``).
+    embed_mean or none (``models.questions``). ``prompt_order`` and ``condition_on`` say how the model was prompted in
+    training: where images stand, and which question of a dialogue forms their tokens (``data.conversations``).
     """
 
     model_type = "vlmkit"
@@ -59,6 +60,8 @@ class VLMConfig(PreTrainedConfig):
         token_counts: Sequence[int] = (16,),
         image_token_id: int | None = None,
         query: str = "llm",
+        prompt_order: str = "image_first",
+        condition_on: str = "first",
         **kwargs: Any,
     ) -> None:
         self.vision_config = vision_config or {}
@@ -67,6 +70,8 @@ class VLMConfig(PreTrainedConfig):
         self.token_counts = sorted(token_counts)
         self.image_token_id = image_token_id
         self.query = query
+        self.prompt_order = prompt_order
+        self.condition_on = condition_on
         if isinstance(self.text_config, PreTrainedConfig):
             kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
             # The base class hands its own choice down: None would silently turn off the masks of a model in use.
@@ -77,6 +82,14 @@ class VLMConfig(PreTrainedConfig):
     def num_visual_tokens(self) -> int:
         """Visual tokens of an image: the most that the model serves."""
         return self.token_counts[-1]
+
+    def require_count(self, count: int) -> None:
+        """Raise UserError, naming the counts that there are, unless the model serves this one."""
+        if count not in self.token_counts:
+            raise UserError(
+                f"The model does not serve {count} visual tokens; it was trained for "
+                f"{', '.join(map(str, self.token_counts))}: choose one of these."
+            )
 
 
 @dataclass
@@ -197,12 +210,15 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
     ) -> torch.Tensor | None:
-        """Visual tokens in the language model's width: [M, num_visual_tokens, H], one row a block of ``<image>``.
+        """Visual tokens in the language model's width: [N, H], those of one block of ``<image>`` after another.
 
         None without images. They are given as pixels (uint8 or normalised, [I, 3, S, S]) or as their
         ``cacheable_features`` [I, P, C]; ``image_index`` [M] says which image each block shows (default: M = I, in
-        order). A conditioned compressor needs the question of each block, right-padded: [M, Q].
+        order). A conditioned compressor needs the question of each block, right-padded: [M, Q]. ``token_counts`` (M
+        integers) gives the tokens of each block, by default the most that the model serves. Raises UserError for a
+        count it does not serve.
         """
         if image_features is None:
             if pixel_values is None:
@@ -219,11 +235,12 @@ class VLM(PreTrainedModel):
                     "give query_input_ids and query_attention_mask, one row for each image."
                 )
             query = self.question_vector(query_input_ids, query_attention_mask)
-        return self.projector(
-            self.compressor(self.compressor.from_cache(features), query, self.config.num_visual_tokens)
-        )
+        counts = [self.config.num_visual_tokens] * len(features) if token_counts is None else token_counts
+        for count in sorted({*counts}):
+            self.config.require_count(count)
+        return self.projector(compress_blocks(self.compressor, features, query, counts))
 
-    def get_image_features(self, pixel_values: torch.Tensor, **query: torch.Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **query: Any) -> BaseModelOutputWithPooling:
         """The visual tokens [I, num_visual_tokens, H] of images, as ``pooler_output``: transformers' name for them."""
         tokens = self.visual_tokens(pixel_values, **query)
         assert tokens is not None
@@ -236,7 +253,7 @@ class VLM(PreTrainedModel):
         """
         embeds = self.get_input_embeddings()(input_ids)
         places = input_ids == self.config.image_token_id
-        have = 0 if visual is None else visual.shape[0] * visual.shape[1]
+        have = 0 if visual is None else len(visual)
         if (wanted := int(places.sum())) != have:
             raise UserError(
                 f"The text has places for {wanted} visual tokens but the images give {have}; "
@@ -254,6 +271,7 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         sequence_ids: torch.Tensor | None = None,
@@ -267,7 +285,9 @@ class VLM(PreTrainedModel):
         ``position_ids`` [B, T], as in :class:`vlmkit.models.attention.Segments`. The rest is as in
         :meth:`visual_tokens`.
         """
-        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        visual = self.visual_tokens(
+            pixel_values, image_features, image_index, query_input_ids, query_attention_mask, token_counts
+        )
         embeds = self.merge(input_ids, visual)
         if visual is None and self.training:
             embeds = embeds + self._no_image_anchor(input_ids)
@@ -320,13 +340,16 @@ class VLM(PreTrainedModel):
         image_index: torch.Tensor | None = None,
         query_input_ids: torch.Tensor | None = None,
         query_attention_mask: torch.Tensor | None = None,
+        token_counts: Sequence[int] | None = None,
         **generation: Any,
     ) -> torch.Tensor:
-        """New tokens only, [B, <= max_new_tokens]: left-padded prompts in, one batch, greedy unless told otherwise.
+        """New tokens only, [B, <= max_new_tokens]: prompts that end together in, greedy unless told otherwise.
 
         ``generation`` goes to the language model's ``generate`` (max_new_tokens, eos_token_id, pad_token_id, ...).
         """
-        visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
+        visual = self.visual_tokens(
+            pixel_values, image_features, image_index, query_input_ids, query_attention_mask, token_counts
+        )
         embeds = self.merge(input_ids, visual)
         return self.language_model.generate(  # type: ignore[operator]
             inputs_embeds=embeds, attention_mask=attention_mask, **{"do_sample": False, **generation}

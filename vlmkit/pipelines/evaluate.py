@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,14 +11,15 @@ from vlmkit import registry
 from vlmkit.config import LLMConfig, PretrainRecipe, VLMRecipe
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.errors import UserError
-from vlmkit.evals.benchmarks import open_benchmark
+from vlmkit.evals.benchmarks import Benchmark, open_benchmark
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import run_benchmark
 from vlmkit.models.transformers_tower import is_hub_directory
+from vlmkit.models.vlm import VLM
 from vlmkit.pipelines.evaluate_tower import evaluate_tower
 from vlmkit.pipelines.reports import EvalSettings, Report
 from vlmkit.pipelines.tower_subject import RANDOM_TOWER
-from vlmkit.pipelines.train_vlm import load_vlm
+from vlmkit.pipelines.train_vlm import encoder_of, load_vlm
 from vlmkit.runs import RunDirectory, is_run
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
@@ -31,18 +32,20 @@ def evaluate(
 ) -> list[Report]:
     """Evaluate a finished run on each task (none given: the one that fits the run), recording its rows as it is done.
 
-    ``path`` may also be a directory with a LLaVA-1.5 checkpoint, which has no task of its own. Raises UserError for
-    unfinished runs, and for tasks that are unknown or made for another kind of model.
+    A VLM is evaluated at each of ``settings.tokens``. ``path`` may also be a directory with a LLaVA-1.5 checkpoint,
+    which has no task of its own. Raises UserError for unfinished runs, for tasks that are unknown or made for another
+    kind of model, and for a token count that the model does not serve.
     """
     run = RunDirectory(path)
     checkpoint = not is_run(path) and is_hub_directory(str(path))
     recipe = _checkpoint_recipe(path, tasks) if checkpoint else run.recipe()
     upcoming: Iterable[Report]
     if isinstance(recipe, PretrainRecipe):
+        if settings.tokens:
+            raise UserError(f"{path} is a tower, which has no number of visual tokens to choose; leave --tokens out.")
         upcoming = evaluate_tower(run, recipe, tasks, settings, progress)
     elif isinstance(recipe, VLMRecipe):
-        names = tasks or [_default_task(recipe)]
-        upcoming = (_benchmark(run, recipe, task, settings, progress) for task in names)
+        upcoming = _evaluate_vlm(run, recipe, tasks or [_default_task(recipe)], settings, progress)
     else:
         raise UserError(f"{path} is not a run of a tower or a VLM; give the --out of pretrain-superclass or train-vlm.")
     reports = []
@@ -67,17 +70,33 @@ def _default_task(recipe: VLMRecipe) -> str:
     raise UserError("This run has no held-out data to be evaluated on by default; name it with --tasks llava:FILE.")
 
 
-def _benchmark(
-    run: RunDirectory, recipe: VLMRecipe, task: str, settings: EvalSettings, progress: Progress | None
-) -> Report:
-    benchmark = open_benchmark(task)
+def _evaluate_vlm(
+    run: RunDirectory, recipe: VLMRecipe, tasks: Sequence[str], settings: EvalSettings, progress: Progress | None
+) -> Iterator[Report]:
+    """A report for each task and token count."""
+    benchmarks = {task: open_benchmark(task) for task in tasks}
     vlm, tokenizer = load_vlm(run.path)
-    context = distributed.setup(settings.device)
-    torch.nn.Module.to(vlm, context.device)
-    encoder = ConversationEncoder(
-        tokenizer, vlm.config.num_visual_tokens, recipe.max_length, vlm.compressor.conditioned
-    )
+    counts = settings.tokens or (vlm.config.num_visual_tokens,)
+    encoders = [encoder_of(vlm, tokenizer, recipe.max_length, count) for count in counts]
+    torch.nn.Module.to(vlm, distributed.setup(settings.device).device)
+    for task, benchmark in benchmarks.items():
+        for encoder in encoders:
+            yield _benchmark(run, recipe, vlm, encoder, task, benchmark, settings, progress)
+
+
+def _benchmark(
+    run: RunDirectory,
+    recipe: VLMRecipe,
+    vlm: VLM,
+    encoder: ConversationEncoder,
+    task: str,
+    benchmark: Benchmark,
+    settings: EvalSettings,
+    progress: Progress | None,
+) -> Report:
     llm = registry.llm(recipe.llm.name).name if registry.is_llm(recipe.llm.name) else recipe.llm.name
+    count = encoder.num_visual_tokens
+    records = f"{benchmark.name}-{count}" if len(vlm.config.token_counts) > 1 else benchmark.name
     with shown(progress, min(len(benchmark.samples), settings.limit or len(benchmark.samples)), task) as report:
         outcome = run_benchmark(
             vlm,
@@ -87,14 +106,14 @@ def _benchmark(
             seed=recipe.seed,
             batch_size=settings.batch_size,
             limit=settings.limit,
-            records_path=run.samples_dir / f"{benchmark.name}.jsonl",
+            records_path=run.samples_dir / f"{records}.jsonl",
             on_progress=report,
         )
     notes = [f"{outcome.num_bad} samples could not be read and are not counted."] if outcome.num_bad else []
     if settings.limit and settings.limit < len(benchmark.samples):
         notes.append(f"The first {settings.limit} of {len(benchmark.samples)} samples (the limit).")
     return Report(
-        f"{task} on {run.path}: {llm}, {vlm.config.num_visual_tokens} visual tokens ({vlm.config.compressor})",
+        f"{task} on {run.path}: {llm}, {count} visual tokens ({vlm.config.compressor})",
         outcome.rows,
         ["family", outcome.rows[0].metric, "stderr", "questions"],
         [(row.family, f"{row.value:.3f}", f"{row.stderr:.3f}", row.num_samples) for row in outcome.rows],

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vlmkit import registry
-from vlmkit.config import PretrainRecipe, VLMRecipe
+from vlmkit.config import CompressorConfig, PretrainRecipe, VLMRecipe
 from vlmkit.data.sources import open_conversations
 from vlmkit.models.llm import llm_config
 from vlmkit.models.towers import find_tower_config
@@ -46,7 +46,7 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
         ("run", str(out)),
         ("llm", _describe_llm(recipe, vlm, sizes["llm"])),
         ("tower", f"{tower_note}: {number(sizes['tower'])} parameters, frozen, {tower.image_size} px"),
-        ("visual tokens", f"{tokens} of {tower.grid[0] * tower.grid[1]} patches, by {recipe.compressor.name}"),
+        ("visual tokens", _describe_counts(recipe.compressor, tower.grid[0] * tower.grid[1])),
         ("compressor and projector", f"{number(sizes['joint'])} parameters, trained in every stage"),
         ("cost", _describe_cost(sizes, tower.grid, tokens)),
     ]
@@ -114,6 +114,14 @@ def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
     else:
         origin = f"weights from {facts.hub_id}"
     return f"{resolved}: {shape}; {origin}"
+
+
+def _describe_counts(compressor: CompressorConfig, patches: int) -> str:
+    described = f"{', '.join(map(str, compressor.counts))} of {patches} patches, by {compressor.name}"
+    if len(compressor.counts) == 1:
+        return described
+    how = {"sampled": "one of these drawn for each sample", "all": "each sample at all of these"}
+    return f"{described}; elastic: {how[compressor.elastic]}"
 
 
 def _describe_cost(sizes: dict[str, int], grid: tuple[int, int], tokens: int) -> str:

@@ -10,13 +10,15 @@ from vlmkit.runs import ResultRow
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate on: sources of a tower's tasks (None: the embedded world), samples at most, batch, device."""
+    """What to evaluate on: sources of a tower's tasks (None: the embedded world), samples at most, batch, device, and
+    a VLM's numbers of visual tokens (none: the most that it serves)."""
 
     train_data: str | None = None
     test_data: str | None = None
     limit: int | None = None
     batch_size: int = 128
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,12 @@ def cells(recipe: SweepRecipe) -> dict[str, VLMRecipe]:
                 for seed in recipe.seeds:
                     raw = recipe.base.model_dump(exclude_unset=True)
                     raw["llm"] = {**raw.get("llm", {}), "name": llm}
-                    raw["compressor"] = {"name": compressor, "num_visual_tokens": tokens}
+                    given = {"name": compressor, "num_visual_tokens": tokens}
+                    raw["compressor"] = {**raw.get("compressor", {}), **given}
                     raw["seed"] = seed
-                    name = f"{Path(llm).name}-{compressor}{tokens}-seed{seed}"
-                    grid[name] = _with_rate(VLMRecipe.model_validate(raw), recipe.lr.get(llm))
+                    cell = _with_rate(VLMRecipe.model_validate(raw), recipe.lr.get(llm))
+                    counts = "-".join(map(str, cell.compressor.counts))
+                    grid[f"{Path(llm).name}-{compressor}{counts}-seed{seed}"] = cell
     return dict(sorted(grid.items(), key=lambda item: -_cost(item[1])))
 
 
@@ -41,7 +43,8 @@ def _with_rate(recipe: VLMRecipe, lr: float | None) -> VLMRecipe:
 
 def _cost(recipe: VLMRecipe) -> float:
     size = registry.llm(recipe.llm.name).num_params_non_embedding if registry.is_llm(recipe.llm.name) else 0
-    return size * sum(recipe.compressor.counts)
+    counts = recipe.compressor.counts
+    return size * sum(counts) / (len(counts) if recipe.compressor.elastic == "sampled" else 1)
 
 
 def sweep(
@@ -65,14 +68,19 @@ def sweep(
 def _run_cell(out: Path, recipe: VLMRecipe, eval_samples: int | None) -> None:
     train_vlm(recipe, out)
     if not scores(out):
-        evaluate(out, [], EvalSettings(limit=eval_samples, device=recipe.finetune.device))
+        settings = EvalSettings(limit=eval_samples, device=recipe.finetune.device, tokens=recipe.compressor.counts)
+        evaluate(out, [], settings)
 
 
 def table(results: Mapping[str, list[ResultRow]]) -> tuple[list[str], list[tuple[object, ...]]]:
-    """(column names, lines) of a table of cells against families; a cell that has no result yet stays empty."""
+    """(column names, lines) of a table of cells against families: a line for each token count that a cell was evaluated
+    at, and one without values for a cell that has no result yet."""
     families = list(dict.fromkeys(row.family for rows in results.values() for row in rows))
     lines: list[tuple[object, ...]] = []
     for name, rows in results.items():
-        values = {row.family: f"{row.value:.3f}" for row in rows}
-        lines.append((name, *(values.get(family, "") for family in families)))
-    return ["run", *families], sorted(lines, key=str)
+        at_counts: dict[int | None, dict[str, str]] = {}
+        for row in rows:
+            at_counts.setdefault(row.visual_tokens, {})[row.family] = f"{row.value:.3f}"
+        for count, values in at_counts.items() or [(None, {})]:
+            lines.append((name, count, *(values.get(family, "") for family in families)))
+    return ["run", "tokens", *families], sorted(lines, key=lambda line: str(line[0]))

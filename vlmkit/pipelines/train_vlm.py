@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from vlmkit import registry
 from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
-from vlmkit.data.conversation_loader import ConversationLoader
+from vlmkit.data.conversation_loader import ConversationLoader, TokenCounts
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
 from vlmkit.data.loader import Collate, Stream, eval_batches
@@ -92,6 +92,7 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
         return RunOutcome(run, already_finished=True)
     # Models before the directory: what cannot be loaded must leave nothing behind.
     vlm, tokenizer = _build(recipe, stage, init, context)
+    vlm.config.prompt_order, vlm.config.condition_on = recipe.prompt_order, recipe.compressor.condition_on
     set_attention(vlm.language_model, recipe.llm.attention, context.device)
     if recipe.llm.kernels == "liger":
         use_liger(vlm.language_model, context.device)
@@ -206,6 +207,21 @@ def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
     return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
+def encoder_of(
+    vlm: VLM, tokenizer: PreTrainedTokenizerBase, max_length: int, num_visual_tokens: int | None = None
+) -> ConversationEncoder:
+    """The encoder that prompts a model as it was trained, for one of its token counts (default: the most).
+
+    Raises UserError for a count that the model does not serve.
+    """
+    config = vlm.config
+    count = config.num_visual_tokens if num_visual_tokens is None else num_visual_tokens
+    config.require_count(count)
+    return ConversationEncoder(
+        tokenizer, count, max_length, vlm.compressor.conditioned, config.condition_on, config.prompt_order
+    )
+
+
 def initial_config(recipe: VLMRecipe) -> VLMConfig | None:
     """The configuration of the model that ``recipe.init`` gives, no weights read; None where parts are joined afresh.
 
@@ -231,8 +247,8 @@ class _Feed:
     ) -> None:
         vlm, tokenizer = task.model, task.tokenizer
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
-        tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
-        self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
+        self._encoder = encoder_of(vlm, tokenizer, recipe.max_length)
+        self._token_counts = TokenCounts(recipe.compressor.counts, recipe.compressor.elastic, recipe.seed)
         collate, limit = PackingCollate(recipe.max_length, tokenizer.pad_token_id), train.micro_batch_tokens
         self._collate: Collate = partial(collate.micro_batches, max_tokens=limit) if limit else collate
         self._caches = recipe.feature_cache and not task.train_tower
@@ -261,7 +277,8 @@ class _Feed:
 
     def _load(self, source: Source[ConversationSample]) -> ConversationLoader:
         cache = self._cache(source) if self._caches else None
-        return ConversationLoader(source, self._encoder, self._vlm.vision_tower.image_size, cache)
+        size = self._vlm.vision_tower.image_size
+        return ConversationLoader(source, self._encoder, size, cache, self._token_counts)
 
     def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
         progress = self._progress if self._context.is_main else None

@@ -28,6 +28,7 @@ _INPUTS = (
     "pixel_values",
     "image_features",
     "image_index",
+    "token_counts",
     "query_input_ids",
     "query_attention_mask",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlmkit import registry
 from vlmkit.models.compressors.avgpool import AveragePool
 from vlmkit.models.compressors.base import Compressor, CompressorShape
+from vlmkit.models.compressors.blocks import compress_blocks
 from vlmkit.models.compressors.downsample import Downsample, shrunken_image_size
 from vlmkit.models.compressors.every_patch import EveryPatch
 from vlmkit.models.compressors.pixel_shuffle import PixelShuffle
@@ -31,4 +32,4 @@ def build_compressor(name: str, shape: CompressorShape) -> Compressor:
     return COMPRESSORS[registry.compressor(name).name](shape)
 
 
-__all__ = ["COMPRESSORS", "Compressor", "CompressorShape", "build_compressor", "shrunken_image_size"]
+__all__ = ["COMPRESSORS", "Compressor", "CompressorShape", "build_compressor", "compress_blocks", "shrunken_image_size"]

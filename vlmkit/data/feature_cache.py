@@ -58,7 +58,8 @@ def cache_bytes(source: Imaged, shape: Sequence[int], dtype: torch.dtype = torch
 
 def _images_per_sample(source: Imaged) -> float:
     counts = []
-    for sample in evenly_spaced(source, _PROBED_SAMPLES):
+    sample: CaptionSample | ConversationSample
+    for sample in evenly_spaced(source, _PROBED_SAMPLES):  # type: ignore[assignment]
         if isinstance(sample, CaptionSample):
             return 1.0
         counts.append(len(sample.images))
@@ -118,8 +119,9 @@ def open_feature_cache(
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureCache | None:
-    """The cache for this source and key, built first if there is none; None (and a warning) if ``cache_bytes`` says that
-    it takes more than ``max_bytes``.
+    """The cache for this source and key, built first if there is none.
+
+    None, and a warning, if it takes more than ``max_bytes`` by ``cache_bytes``.
 
     ``key`` says what ``compute`` does, e.g. the tower's fingerprint and the name and tokens of the compressor; together
     with the source's fingerprint, the preprocessing and the ``dtype`` kept (float16 or float32) it names the cache.

@@ -34,10 +34,12 @@ class VLMTask(nn.Module):
     """The VLM with its loss over packed batches (``data.packing.PackingCollate``). A target is a labelled token.
 
     The vision tower is always frozen; stage "align" freezes the language model too. Frozen parts stay in evaluation
-    mode. Raises UserError if the stage leaves nothing to train.
+    mode. Without a tokenizer a task can be planned, not exported. Raises UserError if nothing is left to train.
     """
 
-    def __init__(self, model: VLM, tokenizer: PreTrainedTokenizerBase, stage: Literal["align", "finetune"]) -> None:
+    def __init__(
+        self, model: VLM, tokenizer: PreTrainedTokenizerBase | None, stage: Literal["align", "finetune"]
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -100,6 +102,7 @@ class VLMTask(nn.Module):
 
     def export(self, directory: str) -> None:
         """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them."""
+        assert self.tokenizer is not None
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -44,11 +45,8 @@ class MeanSample:
     @classmethod
     def of(cls, source: Source[ConversationSample], num_visual_tokens: int, conditioned: bool) -> MeanSample:
         """Estimated from some of the source's samples, of which no image is read."""
-        samples = list(evenly_spaced(source, _PROBED_SAMPLES))
-        rows = [_sizes(sample, conditioned) for sample in samples]
-        images, blocks, sequences, question, text, labels = (
-            sum(column) / len(rows) for column in zip(*rows, strict=True)
-        )
+        samples = [_sizes(sample, conditioned) for sample in evenly_spaced(source, _PROBED_SAMPLES)]
+        images, blocks, sequences, question, text, labels = map(fmean, zip(*samples, strict=True))
         return cls(images, blocks, sequences, question, text, labels, num_visual_tokens)
 
     @property

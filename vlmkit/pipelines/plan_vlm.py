@@ -173,13 +173,12 @@ def _describe_stage(recipe: VLMRecipe, name: Stage, stage: _StagePlan) -> list[t
 
 
 def _describe_cache(recipe: VLMRecipe, stage: _StagePlan) -> str:
-    size = gigabytes(stage.cache)
-    if not recipe.feature_cache:
-        return f"computed in every step: feature_cache is off (the cache would take {size})"
-    limit = f"--cache-limit {recipe.cache_limit_gb:g} GB"
-    if not stage.cached:
+    size, limit = gigabytes(stage.cache), f"--cache-limit {recipe.cache_limit_gb:g} GB"
+    if stage.cached:
+        return f"computed once and kept on disk, {size} ({limit})"
+    if recipe.feature_cache:
         return f"computed in every step: no cache is used, for it would take {size}, above {limit}"
-    return f"computed once and kept on disk, {size} ({limit})"
+    return f"computed in every step: feature_cache is off (the cache would take {size})"
 
 
 def _figures(stage: _StagePlan) -> dict[str, Any]:

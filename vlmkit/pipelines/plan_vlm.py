@@ -58,7 +58,7 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
     stages = {name: _plan_stage(recipe, name) for name in names}
     vlm, tower_note = _on_meta(recipe)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parameters_of(vlm).items()}
-    tower, tokens = vlm.vision_tower, recipe.compressor.num_visual_tokens
+    tower, tokens = vlm.vision_tower, vlm.config.num_visual_tokens
     available, where = memory_here(stages[names[-1]].train.device)
     facts = [
         ("run", str(out)),
@@ -92,7 +92,7 @@ def _plan_stage(recipe: VLMRecipe, stage: Stage) -> _StagePlan:
     source = open_conversations(data.train)
     vlm, _ = _on_meta(recipe)
     task = VLMTask(vlm, None, stage)
-    sample = MeanSample.of(source, recipe.compressor.num_visual_tokens, vlm.compressor.conditioned)
+    sample = MeanSample.of(source, vlm.config.num_visual_tokens, vlm.compressor.conditioned)
     cache = _cache_bytes(vlm, source)
     cached = recipe.feature_cache and cache <= recipe.cache_limit_gb * 1e9
     flops = flops_per_sample(vlm, sample, recompute=False, cached=cached)
@@ -113,7 +113,7 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
         tower_config(name, recipe.vision_tower.image_size),
         llm_config(recipe.llm),
         recipe.compressor.name,
-        recipe.compressor.num_visual_tokens,
+        recipe.compressor.counts,
         image_token_id=0,
     )
     with torch.device("meta"):

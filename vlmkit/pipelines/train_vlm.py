@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -46,7 +46,7 @@ enable_progress_bars()
 def default_name(recipe: VLMRecipe) -> str:
     """Name of the run directory where the user gave none: what the run is."""
     llm = Path(recipe.llm.name).name.lower()
-    return f"vlm-{llm}-{recipe.compressor.name}{recipe.compressor.num_visual_tokens}"
+    return f"vlm-{llm}-{recipe.compressor.name}{'-'.join(map(str, recipe.compressor.counts))}"
 
 
 def stage_settings(recipe: VLMRecipe, stage: Stage) -> tuple[TrainConfig, DataConfig]:
@@ -124,13 +124,17 @@ def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenize
         # Before its features are cached: batch norms of a tower in training mode would look at the batch.
         return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
     vlm, tokenizer = load_vlm(init)
-    have, want = (vlm.config.compressor, vlm.config.num_visual_tokens), recipe.compressor
-    if have != (want.name, want.num_visual_tokens):
+    have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
+    if have != (want.name, [*want.counts]):
         raise UserError(
-            f"{init} has the compressor {have[0]} with {have[1]} tokens, but {want.name} with {want.num_visual_tokens} "
-            "is asked for; start from a run with the same compressor, or leave --init out."
+            f"{init} has the compressor {have[0]} with {_listed(have[1])} tokens, but {want.name} with "
+            f"{_listed(want.counts)} is asked for; start from a run with the same compressor, or leave --init out."
         )
     return vlm, tokenizer
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
@@ -153,7 +157,7 @@ class _Feed:
         progress: Progress | None,
     ) -> None:
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
-        tokens, conditioned = recipe.compressor.num_visual_tokens, vlm.compressor.conditioned
+        tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
         self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
         self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
         self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
@@ -191,7 +195,7 @@ class _Feed:
                 source,
                 lambda pixels: self._vlm.cacheable_features(pixels.to(self._context.device)),
                 self._vlm.vision_tower.image_size,
-                {"tower": self._tower, "compressor": f"{compressor.name} {compressor.num_visual_tokens}"},
+                {"tower": self._tower, "compressor": f"{compressor.name} {max(compressor.counts)}"},
                 self._recipe.cache_limit_gb * 1e9,
                 num_workers=self._train.num_workers,
                 progress=(lambda done, total: progress.update(done, {})) if progress else None,

@@ -51,7 +51,8 @@ class TransformersTower(VisionTower):
 
     ``config`` holds ``transformers``, the vision model's own configuration, and ``preprocess_cfg`` with the image side
     (``size``) and the ``mean`` and ``std`` of its pixels; ``TransformersTower(config)`` has fresh weights. Features are
-    the entries of transformers' ``hidden_states`` without class and register tokens: block b (from 0) gives entry b + 1.
+    the entries of transformers' ``hidden_states`` without class and register tokens; block b (from 0) gives entry
+    b + 1.
     """
 
     def __init__(self, config: Config) -> None:

@@ -36,8 +36,9 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling",
 class VLMConfig(PreTrainedConfig):
     """Everything that rebuilds the model without its weights.
 
-    ``vision_config`` is the tower's configuration (open_clip's, or transformers' own), ``text_config`` the language model's own; ``compressor``
-    and ``num_visual_tokens`` name what lies between; ``image_token_id`` marks the places of visual tokens.
+    ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
+    ``compressor`` and ``num_visual_tokens`` name what lies between; ``image_token_id`` marks the places of visual
+    tokens.
     """
 
     model_type = "vlmkit"

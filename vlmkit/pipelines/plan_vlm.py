@@ -10,11 +10,11 @@ from vlmkit import registry
 from vlmkit.config import PretrainRecipe, VLMRecipe
 from vlmkit.data.sources import open_conversations
 from vlmkit.models.llm import llm_config
-from vlmkit.models.vision_tower import tower_config
+from vlmkit.models.towers import find_tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, stage_settings
+from vlmkit.pipelines.train_vlm import Stage, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 
 TEXT_TOKENS = 50
@@ -76,7 +76,7 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        tower_config(name, recipe.vision_tower.image_size),
+        find_tower_config(name, tower_image_size(recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.num_visual_tokens,

@@ -152,7 +152,7 @@ def test_an_adapter_on_frozen_bf16_weights_is_merged_in_float32(tmp_path: Path) 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_adapted(trained("llama"), tmp_path)
     tower, base = parts(LLMS["gpt-neox"])
-    with pytest.raises((UserError, ValueError), match="base|target modules"):
+    with pytest.raises(UserError, match=r"does not fit the base given .*give its own base"):
         load_adapted(tmp_path / "adapter", base, tower)
     tower, base = parts(LLMS["llama"])
     connector = load_file(tmp_path / "adapter" / "connector.safetensors")

@@ -90,14 +90,17 @@ def load_adapted(directory: str | Path, language_model: PreTrainedModel, vision_
             "give the model/adapter directory of a LoRA run."
         )
     vlm = VLM(VLMConfig.from_pretrained(directory, local_files_only=True), vision_tower, language_model)
-    peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(directory)), vlm.language_model)
-    weights = {name.removeprefix(_PEFT_PREFIX): value for name, value in load_file(directory / _WEIGHTS_NAME).items()}
-    connector = load_file(directory / CONNECTOR_NAME)
+    connector, weights = load_file(directory / CONNECTOR_NAME), load_file(directory / _WEIGHTS_NAME)
+    weights = {name.removeprefix(_PEFT_PREFIX): value for name, value in weights.items()}
     try:
+        peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(directory)), vlm.language_model)
         found = peft.set_peft_model_state_dict(vlm.language_model, weights)
         vlm.load_state_dict(connector, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"The adapter {directory} does not fit the base given ({error}); give its own base.") from error
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The adapter {directory} does not fit the base given ({reason}); give its own base."
+        ) from error
     if strange := [*found.unexpected_keys, *(connector.keys() ^ _connector(vlm).keys())]:
         raise UserError(f"The adapter {directory} does not fit the base given ({strange[0]}, ...); give its own base.")
     return vlm.eval()
@@ -147,7 +150,7 @@ def _portable(value: torch.Tensor) -> torch.Tensor:
 
 
 def _hold_in_four_bits(language_model: PreTrainedModel) -> None:
-    """Put bitsandbytes' layers in place of all linear ones but the output head, and quantize their weights one by one."""
+    """Put bitsandbytes' layers in place of all linear ones but the output head, quantizing one by one."""
     if not torch.cuda.is_available():
         raise UserError(
             "lora.quantize nf4 needs an NVIDIA GPU, and torch sees none here; leave lora.quantize out (LoRA alone)."

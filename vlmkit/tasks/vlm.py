@@ -139,8 +139,12 @@ class VLMTask(nn.Module):
         return parameter_groups({name: part.parameters() for name, part in parts.items()}, optim, owner="a VLM")
 
     def shard_units(self) -> list[nn.Module]:
-        """The layers of the language model, and the blocks of a tower that trains."""
-        return [*self._layers(), *(self.model.vision_tower.blocks() if self.train_tower else [])]
+        """The layers of the language model, and the blocks of the tower that train.
+
+        A block that is never run could be no unit: FSDP2 looks for the whole weights that running it would have made.
+        """
+        blocks = self.model.vision_tower.blocks() if self.train_tower else []
+        return [*self._layers(), *(b for b in blocks if any(p.requires_grad for p in b.parameters()))]
 
     def export(self, directory: str) -> None:
         """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,9 +23,6 @@ from vlmkit.errors import UserError
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM, VLMConfig
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import LoraLayer
 
 CONNECTOR_NAME = "connector.safetensors"
 _WEIGHTS_NAME = "adapter_model.safetensors"
@@ -127,7 +124,7 @@ def _merged_state(vlm: VLM) -> dict[str, torch.Tensor]:
     return {name: _portable(value) for name, value in state.items()}
 
 
-def _adapted_layers(language_model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def _adapted_layers(language_model: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     for name, module in language_model.named_modules():

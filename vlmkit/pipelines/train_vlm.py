@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from vlmkit import registry
-from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
+from vlmkit.config import DEFAULT_TOWER_RUN, DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
@@ -126,7 +126,9 @@ def tower_image_size(recipe: VLMRecipe) -> int | None:
     rule holds for language models that are not embedded."""
     llm, tower = recipe.llm.name, recipe.vision_tower
     embedded = registry.is_llm(llm) and registry.llm(llm).embedded
-    return tower.image_size or (None if embedded else default_image_size(tower.name))
+    if tower.image_size or embedded or tower.name == DEFAULT_TOWER_RUN:
+        return tower.image_size
+    return default_image_size(tower.name)
 
 
 def _build(

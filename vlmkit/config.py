@@ -9,7 +9,10 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vlmkit import registry
+from vlmkit.errors import UserError
 
 DEFAULT_TOWER_RUN = "runs/superclass"
 """Where ``vlmkit pretrain-superclass`` leaves its backbone, and where ``vlmkit train-vlm`` looks for one."""
@@ -264,8 +267,24 @@ class LoRAConfig(Section):
 class CompressorConfig(Section):
     """How the patch grid becomes visual tokens."""
 
-    name: Literal["avgpool", "quecc"] = Field("avgpool", description="Registry name of the compressor.")
-    num_visual_tokens: Positive = Field(16, description="Visual tokens the language model sees; must tile the grid.")
+    name: str = Field("avgpool", description="Registry name of the compressor.")
+    num_visual_tokens: Positive | Annotated[list[Positive], Field(min_length=2)] = Field(
+        16, description="Visual tokens the language model sees; a list trains one model for all of them (elastic)."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return registry.compressor(name).name
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All token counts, ascending; one where the model is not elastic."""
+        counts = self.num_visual_tokens
+        return (counts,) if isinstance(counts, int) else tuple(sorted({*counts}))
 
 
 class VLMRecipe(Section):

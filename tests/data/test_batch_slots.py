@@ -65,6 +65,15 @@ def test_batches_stay_what_they_are_while_they_are_held(held: int) -> None:
         assert intact(batch) and all(map(intact, kept))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
+def test_beside_a_gpu_batches_come_pinned_and_stay_what_they_are() -> None:
+    kept: list[Batch] = []
+    for batch in itertools.islice(stream(2), 100):
+        kept = [*kept, batch][-20:]
+        assert batch["pixels"].is_pinned() and all(map(intact, kept))
+
+
 class Watched(BatchSlots):
     """Keeps which slots batches came in."""
 

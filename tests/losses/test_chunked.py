@@ -131,6 +131,24 @@ def test_bf16_gradients_of_many_chunks_are_summed_in_float32():
     assert (grad - exact).norm() < 0.01 * exact.norm()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
+@every_loss
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-5), (True, 0.02)])
+def test_on_a_gpu_losses_and_gradients_stay_close_to_float64(name, bf16, tolerance):
+    head, ids, weights = random_batch(2 * CHUNK_ROWS + 40)
+    weights = proper_weights(name, ids, weights)
+    expected = dense_loss(name, head, ids, weights)
+    mine = [tensor.detach().float().cuda().requires_grad_() for tensor in head]
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+        loss = classification_loss(name)(*mine, ids.cuda(), weights.float().cuda())
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=tolerance / 5, atol=0)
+    grads = torch.autograd.grad(loss, mine)
+    for grad, exact in zip(grads, torch.autograd.grad(expected, head), strict=True):
+        assert grad.dtype == torch.float32 and grad.is_cuda
+        assert (grad.cpu() - exact).norm() < tolerance * exact.norm()
+
+
 RANK_PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])

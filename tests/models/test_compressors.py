@@ -16,7 +16,7 @@ from vlmkit.models.features import VisionFeatures
 
 
 def shape(grid: int = 4, tokens: int = 4, width: int = 16, layers: int = 6) -> CompressorShape:
-    return CompressorShape(width, layers, 8, (grid, grid), 12, tokens)
+    return CompressorShape(width, layers, 8, (grid, grid), 12, (tokens,))
 
 
 def features(levels: int, grid: int = 4, width: int = 16) -> VisionFeatures:
@@ -103,7 +103,7 @@ def test_quecc_is_attention_within_each_cell(tokens: int) -> None:
 def test_quecc_has_the_size_of_the_published_module(tokens: int) -> None:
     """21.0 to 21.6 M parameters for CLIP ViT-L/14-336 and a 4096-wide language model."""
     with torch.device("meta"):
-        module = QueCC(CompressorShape(1024, 24, 14, (24, 24), 4096, tokens))
+        module = QueCC(CompressorShape(1024, 24, 14, (24, 24), 4096, (tokens,)))
     assert module.levels == (11, 15, 21, 22)  # outputs after blocks 12, 16, 22 and 23 of 24
     assert 20.95e6 < sum(p.numel() for p in module.parameters()) < 21.65e6
 

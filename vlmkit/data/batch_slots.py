@@ -59,6 +59,13 @@ def stack_rows(rows: Sequence[torch.Tensor]) -> torch.Tensor | Rows:
     return Rows(rows) if get_worker_info() else Rows(rows).stack()
 
 
+class _Slot(NamedTuple):
+    """A slot of a process; a named tuple, because older torch turns plain ones into lists when it pins them."""
+
+    worker: int
+    number: int
+
+
 class _Place(NamedTuple):
     """Where a tensor lies in the memory of a slot."""
 
@@ -86,7 +93,7 @@ class BatchSlots:
         self._pin = pin
         self._taken = _shared(torch.zeros(num_workers, SLOTS, dtype=torch.uint8))
         self._memory: dict[int, torch.Tensor] = {}
-        self._received: dict[tuple[int, int], torch.Tensor] = {}
+        self._received: dict[_Slot, torch.Tensor] = {}
 
     def place(self, batch: Batch, worker: int) -> Batch:
         """The batch with its tensors copied, and its rows stacked, to a free slot of this process, if there is one; it
@@ -102,8 +109,8 @@ class BatchSlots:
         room = self._room(slot, max(place.stop for place in places.values()))
         placed = {name: _fill(place.of(room), tensors[name]) for name, place in places.items()}
         if self._pin:
-            return {**batch, **placed, _TAKEN: (worker, slot)}
-        return {**batch, **places, _TAKEN: (worker, slot), _ROOM: None if room is known else room}
+            return {**batch, **placed, _TAKEN: _Slot(worker, slot)}
+        return {**batch, **places, _TAKEN: _Slot(worker, slot), _ROOM: None if room is known else room}
 
     def received(self, batch: Batch) -> Batch:
         """The batch as it was before it was placed; its slot is free again when nothing of it is left."""
@@ -127,7 +134,7 @@ class BatchSlots:
             self._memory[slot] = _shared(torch.empty(needed + needed // 4, dtype=torch.uint8))
         return self._memory[slot]
 
-    def _free(self, taken: tuple[int, int]) -> None:
+    def _free(self, taken: _Slot) -> None:
         self._taken[taken] = 0
 
 

@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ROWS = 256
 """Rows of logits held at once. With fewer the products with the weight are slower, with more only the memory grows."""
+CUDA_CHUNK_ROWS = 1024
+"""The same on a GPU: on an H200 (4,096 x 768, bf16) 256 rows took 1.6 times as long, 2,048 rows 0.9 times."""
 
 RowsLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """The loss of some rows. Of logits [R, V], label ids [R, L] padded with -1 and weights [R, L], 0 where padded, it
@@ -66,10 +68,11 @@ class _ChunkedLoss(torch.autograd.Function):
         loss = features.new_zeros((), dtype=exact)
         with torch.autocast(device, enabled=False):
             features, weight, bias = (tensor.to(dtype) for tensor in params)
+            chunk_rows = CUDA_CHUNK_ROWS if device == "cuda" else CHUNK_ROWS
             # One piece of memory for the logits of all chunks: on a CPU, fresh pages for each took 4 % of all time.
-            room = features.new_empty(min(len(features), CHUNK_ROWS), len(weight))
-            for start in range(0, len(features), CHUNK_ROWS):
-                rows = slice(start, start + CHUNK_ROWS)
+            room = features.new_empty(min(len(features), chunk_rows), len(weight))
+            for start in range(0, len(features), chunk_rows):
+                rows = slice(start, start + chunk_rows)
                 chunk = features[rows]
                 logits = torch.addmm(bias, chunk, weight.t(), out=room[: len(chunk)]).to(exact)
                 loss += rows_loss(logits, ids[rows], weights[rows].to(exact))

@@ -74,9 +74,9 @@ class ClassSums:
     def _add_rows(self, logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """A rows' loss of zero, for what it learns on the way."""
         index, exponents = _positives(logits, ids, weights)
-        self.negatives = torch.logaddexp(self.negatives, logits.logsumexp(0))
+        self.negatives = torch.logaddexp(self.negatives.to(logits), logits.logsumexp(0))
         positives = logits.fill_(-math.inf).scatter_reduce_(1, index, exponents, "amax")
-        self.positives = torch.logaddexp(self.positives, positives.logsumexp(0))
+        self.positives = torch.logaddexp(self.positives.to(logits), positives.logsumexp(0))
         self.num_rows += len(logits)
         return logits.new_zeros(())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -37,8 +38,8 @@ class VLMConfig(PreTrainedConfig):
     """Everything that rebuilds the model without its weights.
 
     ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
-    ``compressor`` and ``num_visual_tokens`` name what lies between; ``image_token_id`` marks the places of visual
-    tokens.
+    ``compressor`` and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it
+    is elastic); ``image_token_id`` marks their places.
     """
 
     model_type = "vlmkit"
@@ -49,20 +50,25 @@ class VLMConfig(PreTrainedConfig):
         vision_config: dict[str, Any] | None = None,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         compressor: str = "avgpool",
-        num_visual_tokens: int = 16,
+        token_counts: Sequence[int] = (16,),
         image_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = vision_config or {}
         self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else text_config
         self.compressor = compressor
-        self.num_visual_tokens = num_visual_tokens
+        self.token_counts = sorted(token_counts)
         self.image_token_id = image_token_id
         if isinstance(self.text_config, PreTrainedConfig):
             kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
             # The base class hands its own choice down: None would silently turn off the masks of a model in use.
             kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__init__(**kwargs)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of an image: the most that the model serves."""
+        return self.token_counts[-1]
 
 
 @dataclass
@@ -84,7 +90,7 @@ class VLM(PreTrainedModel):
     """Visual tokens take the places of ``<image>`` in the text; the language model reads both.
 
     ``VLM(config)`` has fresh weights; parts given are used as they are. Images given as features leave the tower out.
-    Raises UserError if ``config.num_visual_tokens`` does not tile the tower's patch grid.
+    Raises UserError if one of ``config.token_counts`` does not tile the tower's patch grid.
     """
 
     config_class = VLMConfig
@@ -106,7 +112,7 @@ class VLM(PreTrainedModel):
         llm = language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         text_width = llm.get_input_embeddings().get_parameter("weight").shape[1]
         shape = CompressorShape(
-            tower.width, tower.num_layers, tower.patch_size, tower.grid, text_width, config.num_visual_tokens
+            tower.width, tower.num_layers, tower.patch_size, tower.grid, text_width, tuple(config.token_counts)
         )
         self.vision_tower = tower
         self.compressor = build_compressor(config.compressor, shape)
@@ -128,7 +134,7 @@ class VLM(PreTrainedModel):
         Compressor and projector get fresh weights, a function of ``seed`` alone.
         """
         config = VLMConfig(
-            vision_tower.config, language_model.config, compressor.name, compressor.num_visual_tokens, image_token_id
+            vision_tower.config, language_model.config, compressor.name, compressor.counts, image_token_id
         )
         with seeded(seed):
             return cls(config, vision_tower, language_model)

@@ -41,7 +41,7 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
     stages: list[Stage] = ["align", "finetune"] if recipe.stage == "both" else [recipe.stage]
     needs = {stage: _bytes(recipe, stage, sizes) for stage in stages}
     available, where = memory_here(stage_settings(recipe, stages[-1])[0].device)
-    tower, tokens, needed = vlm.vision_tower, recipe.compressor.num_visual_tokens, max(needs.values())
+    tower, tokens, needed = vlm.vision_tower, max(recipe.compressor.counts), max(needs.values())
     facts = [
         ("run", str(out)),
         ("llm", _describe_llm(recipe, vlm, sizes["llm"])),
@@ -79,7 +79,7 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
         find_tower_config(name, tower_image_size(recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
-        recipe.compressor.num_visual_tokens,
+        recipe.compressor.counts,
         image_token_id=0,
     )
     with torch.device("meta"):

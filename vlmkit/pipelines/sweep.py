@@ -41,7 +41,7 @@ def _with_rate(recipe: VLMRecipe, lr: float | None) -> VLMRecipe:
 
 def _cost(recipe: VLMRecipe) -> float:
     size = registry.llm(recipe.llm.name).num_params_non_embedding if registry.is_llm(recipe.llm.name) else 0
-    return size * recipe.compressor.num_visual_tokens
+    return size * sum(recipe.compressor.counts)
 
 
 def sweep(

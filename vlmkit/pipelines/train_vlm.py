@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -51,7 +51,7 @@ enable_progress_bars()
 def default_name(recipe: VLMRecipe) -> str:
     """Name of the run directory where the user gave none: what the run is."""
     llm = Path(recipe.llm.name).name.lower()
-    return f"vlm-{llm}-{recipe.compressor.name}{recipe.compressor.num_visual_tokens}"
+    return f"vlm-{llm}-{recipe.compressor.name}{'-'.join(map(str, recipe.compressor.counts))}"
 
 
 def stage_settings(recipe: VLMRecipe, stage: Stage) -> tuple[TrainConfig, DataConfig]:
@@ -161,13 +161,17 @@ def _join(recipe: VLMRecipe, stage: Stage, context: DistributedContext) -> tuple
 def _continued(recipe: VLMRecipe, init: str) -> tuple[VLM, PreTrainedTokenizerBase]:
     """The model of an earlier VLM run."""
     vlm, tokenizer = load_vlm(init)
-    have, want = (vlm.config.compressor, vlm.config.num_visual_tokens), recipe.compressor
-    if have != (want.name, want.num_visual_tokens):
+    have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
+    if have != (want.name, [*want.counts]):
         raise UserError(
-            f"{init} has the compressor {have[0]} with {have[1]} tokens, but {want.name} with {want.num_visual_tokens} "
-            "is asked for; start from a run with the same compressor, or leave --init out."
+            f"{init} has the compressor {have[0]} with {_listed(have[1])} tokens, but {want.name} with "
+            f"{_listed(want.counts)} is asked for; start from a run with the same compressor, or leave --init out."
         )
     return vlm, tokenizer
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
@@ -190,7 +194,7 @@ class _Feed:
     ) -> None:
         vlm, tokenizer = task.model, task.tokenizer
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
-        tokens, conditioned = recipe.compressor.num_visual_tokens, vlm.compressor.conditioned
+        tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
         self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
         self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
         self._caches = recipe.feature_cache and not task.train_tower
@@ -231,7 +235,7 @@ class _Feed:
                 source,
                 self._features,
                 self._vlm.vision_tower.image_size,
-                {"tower": self._tower, "compressor": f"{compressor.name} {compressor.num_visual_tokens}"},
+                {"tower": self._tower, "compressor": f"{compressor.name} {max(compressor.counts)}"},
                 self._recipe.cache_limit_gb * 1e9,
                 num_workers=self._train.num_workers,
                 progress=(lambda done, total: progress.update(done, {})) if progress else None,

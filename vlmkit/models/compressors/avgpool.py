@@ -13,6 +13,7 @@ class AveragePool(Compressor):
 
     requires = frozenset({"patches"})
     conditioned = False
+    elastic = True
 
     def precompute(self, features: VisionFeatures) -> VisionFeatures:
         """The pooled grid itself; pooling it again to the same count leaves it as it is."""

@@ -26,13 +26,20 @@ class CompressorShape:
     """(height, width) of the patch grid in patches."""
     text_width: int
     """Width of the question vector: the hidden size of the language model."""
-    num_visual_tokens: int
+    counts: tuple[int, ...]
+    """The visual tokens asked for; several where one module serves them all."""
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """The most visual tokens asked for."""
+        return max(self.counts)
 
 
 class Compressor(nn.Module, ABC):
     """Turns features of the vision tower into ``num_visual_tokens`` vectors of the tower's width.
 
-    Raises UserError on construction if the tokens do not tile the grid in square cells.
+    Raises UserError on construction if the tokens do not tile the grid in square cells, or if several counts are asked
+    of a compressor that is not elastic.
     """
 
     requires: ClassVar[frozenset[str]]
@@ -41,11 +48,19 @@ class Compressor(nn.Module, ABC):
     """Depths of the blocks whose features are read as levels, as fractions of the tower's number of blocks."""
     conditioned: ClassVar[bool]
     """Whether ``forward`` needs the question vector, so that every question has visual tokens of its own."""
+    elastic: ClassVar[bool] = False
+    """Whether the same weights serve several token counts."""
     placement: ClassVar[Literal["image", "before_projector", "after_projector"]] = "before_projector"
 
     def __init__(self, shape: CompressorShape) -> None:
         super().__init__()
-        cell_side(shape.grid, shape.num_visual_tokens, shape.patch_size)
+        for count in shape.counts:
+            cell_side(shape.grid, count, shape.patch_size)
+        if len(shape.counts) > 1 and not self.elastic:
+            raise UserError(
+                f"{type(self).__name__} has weights for one token count and cannot be trained for "
+                f"{', '.join(map(str, shape.counts))} at once; give one count, or choose avgpool."
+            )
         self.shape = shape
         self.levels = level_blocks(self.level_fractions, shape.vision_layers)
 

@@ -54,9 +54,10 @@ VOCABULARY, IMAGE, PAD = 8192, 1, 0
 PROMPT_TOKENS, SHORT, LONG = 27, (1, 4), (35, 73)
 """Tokens of a question in its template, and the ranges of the answers: 104 positions of padding, 42 of text on average
 with four visual tokens."""
-OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+OPTIM = OptimConfig(lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, schedule="constant", warmup=0)
 PLAIN = "plain"
 
+Row = dict[str, Any]
 Step = Callable[[], float]
 """One optimizer step; returns its loss."""
 
@@ -221,7 +222,9 @@ def plain_step(vlm: VLM, stage: Stage, samples: Samples) -> Step:
     return step
 
 
-def measure(compressor: str, stage: Stage, tokens: int, samples: Samples, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    compressor: str, stage: Stage, tokens: int, samples: Samples, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     """A line for each candidate of this compressor, stage and number of tokens."""
     vlm = build_model(compressor, tokens)
     features = open_feature_cache(

@@ -108,8 +108,15 @@ class TrainConfig(Section):
 class TowerConfig(Section):
     """The vision tower: a registry name, or (where one is read) a run directory."""
 
-    name: str = Field("ViT-mini-8-64", description="Registry name, run directory, or open_clip model name.")
-    image_size: Positive | None = Field(None, description="Input side in pixels; null: the tower's own.")
+    name: str = Field(
+        "ViT-mini-8-64",
+        description="Registry name, run directory, open_clip model name; for a VLM also a hub id or directory.",
+    )
+    image_size: Positive | None = Field(
+        None,
+        description="Input side in pixels; null: the tower's own, and for a published ViT of patch 14 or 16 beside a "
+        "language model that is not embedded at least 336 or 384 (24 x 24 patches).",
+    )
     pooling: Literal["avg", "tok", "map"] | None = Field(
         None,
         description="Mean of the patches, class token, or attention pooling; null: what the tower records, or avg.",
@@ -243,6 +250,18 @@ class LLMConfig(Section):
         "pretrained",
         description="random: the true shape with fresh weights, to measure with.",
     )
+    gradient_checkpointing: bool = Field(False, description="Recompute the layers in the backward pass: less memory.")
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters on every linear layer of the language model but its output head (extra `lora`)."""
+
+    r: Positive = Field(128, description="Rank of the adapters.")
+    alpha: float = Field(256, gt=0, description="Adapters are scaled by alpha / r.")
+    dropout: Fraction = Field(0.05, description="Dropout ahead of the adapters.")
+    quantize: Literal["nf4"] | None = Field(
+        None, description="nf4: the frozen layers beneath are held in four bits (QLoRA; needs an NVIDIA GPU)."
+    )
 
 
 class CompressorConfig(Section):
@@ -278,7 +297,13 @@ class VLMRecipe(Section):
     )
     init: str | None = Field(None, description="VLM run to start from, e.g. the align run of a finetune stage.")
     vision_tower: TowerConfig = TowerConfig(name=DEFAULT_TOWER_RUN)
+    train_tower: bool = Field(
+        False, description="Train the tower in stage finetune, at the rate of lr_multipliers.tower; needs no cache."
+    )
     llm: LLMConfig = LLMConfig()
+    lora: LoRAConfig | None = Field(
+        None, description="Adapters in place of the language model's weights in stage finetune; null: full training."
+    )
     compressor: CompressorConfig = CompressorConfig()
     data: DataConfig = DataConfig()
     align_data: DataConfig | None = Field(None, description="Data of the align stage; null: the same as data.")
@@ -292,6 +317,12 @@ class VLMRecipe(Section):
     finetune: TrainConfig = TrainConfig(
         epochs=1, global_batch_size=128, optim=OptimConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     )
+
+    @model_validator(mode="after")
+    def _four_bit_weights_are_not_sharded(self) -> VLMRecipe:
+        if self.lora is not None and self.lora.quantize and self.finetune.parallel == "fsdp":
+            raise ValueError(f"lora.quantize {self.lora.quantize} goes with finetune.parallel ddp, not fsdp")
+        return self
 
 
 _FRESH = {"lr": 1.5e-3, "betas": (0.9, 0.98)}

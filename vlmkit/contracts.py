@@ -38,7 +38,8 @@ class Task(Protocol):
 
     ``state_dict`` holds weights and integer counters alike; counters are int64 buffers, which no cast to bf16 touches.
     Weights that must not be cast either are those of a module with the attribute ``keeps_float32 = True``, read by
-    calling it; what it returns is no parameter itself.
+    calling it; what it returns is no parameter itself. A task with the attribute ``frozen_in_bf16 = True`` lets the
+    precision bf16 round its frozen matrices: what it exports of them is rounded too.
     """
 
     def begin_step(self, micro_batches: Sequence[Batch]) -> int:

@@ -126,3 +126,11 @@ def test_the_embedded_tokenizer_is_where_the_data_room_keeps_it() -> None:
     from vlmkit.data import tokenizer
 
     assert tokenizer.DIRECTORY.resolve() == EMBEDDED_TOKENIZER
+
+
+def test_random_weights_are_made_where_and_as_they_will_be_held() -> None:
+    model, _ = load_llm(LLMConfig(name="7b", weights="random"), 0, torch.bfloat16, torch.device("meta"))
+    assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "meta")}
+    embedded, _ = load_llm(LLMConfig(name="nano"), 0, torch.bfloat16, torch.device("meta"))
+    reference, _ = load_llm(LLMConfig(name="nano"), 0)
+    assert all(torch.equal(*pair) for pair in zip(embedded.parameters(), reference.parameters(), strict=True))

@@ -63,8 +63,7 @@ def one_question(encoder: ConversationEncoder) -> Batch:
 
 
 def planned(compressor: str, stage: Stage, **overrides: object) -> VLMTask:
-    vlm, _ = plan_vlm._on_meta(recipe_of(compressor, **overrides))
-    return VLMTask(vlm, None, stage)
+    return plan_vlm.planned_task(recipe_of(compressor, **overrides), stage)
 
 
 @pytest.fixture
@@ -112,7 +111,7 @@ def test_bytes_of_weights_gradients_and_optimizer_are_exact(compressor: str, sta
     train = TrainConfig(steps=1, global_batch_size=8)
     optimizer = Optimizer(task, train.optim, 1)
     task(batch_of(2)).loss_sum.backward()
-    memory = memory_per_device(planned(compressor, stage), train, MicroBatch(2, 2, 1, 64, 8), False, 1)
+    memory = memory_per_device(planned(compressor, stage), train, MicroBatch(2, 2, 1, 64, 8), recipe_of(compressor), 1)
     assert memory.weights == sum(p.nbytes for p in task.parameters())
     assert memory.gradients == sum(p.grad.nbytes for p in task.parameters() if p.grad is not None)
     moments = [v for state in optimizer.adamw.state.values() for name, v in state.items() if name != "step"]
@@ -129,7 +128,7 @@ def test_activations_are_estimated_within_a_third(compressor: str, stage: Stage)
         planned(compressor, stage),
         TrainConfig(steps=1, global_batch_size=16),
         MicroBatch(16, blocks, rows, length, batch["num_targets"]),
-        recompute=False,
+        recipe_of(compressor),
         world_size=1,
     )
     batch["image_features"] = task.model.cacheable_features(batch.pop("pixel_values"))
@@ -148,9 +147,10 @@ def peak_bytes(run: Callable[[], object]) -> int:
 def test_shards_divide_the_state_and_add_what_is_gathered() -> None:
     task = partial(planned, "quecc", "finetune")
     batch = MicroBatch(2, 2, 1, 64, 8)
-    whole = memory_per_device(task(), TrainConfig(steps=1), batch, False, 8)
-    sharded = memory_per_device(task(), TrainConfig(steps=1, parallel="fsdp"), batch, False, 8)
-    assert whole.gathered == 0 and whole.state / 8 <= sharded.state < whole.state / 7
+    whole = memory_per_device(task(), TrainConfig(steps=1), batch, recipe_of("quecc"), 8)
+    sharded = memory_per_device(task(), TrainConfig(steps=1, parallel="fsdp"), batch, recipe_of("quecc"), 8)
+    assert whole.gathered == 0 and whole.optimizer / 8 <= sharded.optimizer < whole.optimizer / 7
+    assert sharded.loading == whole.weights
     # Everything but the layers stays whole, and two layers are whole at a time: of two layers, all there is.
     assert sharded.gathered == whole.weights
 

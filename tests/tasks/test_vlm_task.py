@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Qwen2Config
 
 from vlmkit import registry
-from vlmkit.config import CompressorConfig, OptimConfig
+from vlmkit.config import CompressorConfig, LoRAConfig, OptimConfig, TrainConfig
 from vlmkit.contracts import Batch
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
@@ -20,10 +20,12 @@ from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
+from vlmkit.models.adapters import adapter_parameters, add_adapters
 from vlmkit.models.open_clip_layout import config_from_facts
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
 from vlmkit.tasks.vlm import VLMTask
+from vlmkit.training import distributed
 
 TOWER = config_from_facts(registry.VisionTowerFacts("t", width=16, layers=3, heads=2, patch_size=8, image_size=32))
 TOKENIZER = AutoTokenizer.from_pretrained(DIRECTORY)
@@ -45,7 +47,7 @@ class Swatches:
         return ConversationSample(str(index), (image,), turns, independent=True)
 
 
-def make(compressor: str = "avgpool", stage: str = "finetune") -> VLMTask:
+def make(compressor: str = "avgpool", stage: str = "finetune", lora: bool = False, **options: bool) -> VLMTask:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=2048,
@@ -58,7 +60,10 @@ def make(compressor: str = "avgpool", stage: str = "finetune") -> VLMTask:
     )
     image_token_id = TOKENIZER.convert_tokens_to_ids("<image>")
     llm, choice = AutoModelForCausalLM.from_config(config), CompressorConfig(name=compressor, num_visual_tokens=4)
-    return VLMTask(VLM.join(VisionTower(TOWER), llm, choice, image_token_id, 0), TOKENIZER, stage)  # type: ignore[arg-type]
+    model = VLM.join(VisionTower(TOWER), llm, choice, image_token_id, 0)
+    if lora:
+        add_adapters(model.language_model, LoRAConfig(r=4, alpha=8, dropout=0.0), seed=0)
+    return VLMTask(model, TOKENIZER, stage, **options)  # type: ignore[arg-type]
 
 
 def batch(task: VLMTask, indices: Sequence[int], cached: bool = False, max_length: int = 48) -> Batch:
@@ -85,6 +90,79 @@ def test_a_stage_trains_its_parts_and_freezes_the_rest(stage: str, trained: set[
     output.loss_sum.backward()
     assert all(p.grad is not None and p.grad.any() for p in given)
     assert all(p.grad is None for p in task.model.vision_tower.parameters())
+
+
+def test_adapters_train_in_place_of_the_language_model() -> None:
+    task = make(lora=True).train()
+    groups = task.parameter_groups(OptimConfig(lr=2.0, lr_multipliers={"projector": 0.1}))
+    rates = {group["name"].split()[0]: group["lr"] for group in groups}
+    assert rates == {"projector": 0.2, "llm": 2.0}
+    adapters = adapter_parameters(task.model.language_model)
+    assert {id(p) for p in adapters} == {id(p) for g in groups if g["name"] == "llm" for p in g["params"]}
+    task(batch(task, range(6))).loss_sum.backward()
+    assert all(p.grad is not None for p in adapters)
+    assert all(p.grad is None for p in task.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("compressor", ["avgpool", "quecc"])
+def test_a_tower_trains_as_far_as_the_features_reach(compressor: str) -> None:
+    task = make(compressor, train_tower=True).train()
+    tower = task.model.vision_tower
+    assert tower.training and task.model.language_model.training
+    groups = task.parameter_groups(OptimConfig(lr=1.0, lr_multipliers={"tower": 0.01, "projector": 0.1}))
+    rates = {group["name"].split()[0]: group["lr"] for group in groups}
+    assert (rates["tower"], rates["projector"], rates["llm"]) == (0.01, 0.1, 1.0)
+    given = {id(p) for group in groups for p in group["params"]}
+    assert {id(p) for p in tower.blocks()[1].parameters()} <= given  # the penultimate block
+    assert not {id(p) for p in tower.blocks()[2].parameters()} & given
+    task(batch(task, range(6))).loss_sum.backward()
+    assert all(p.grad is not None and p.grad.any() for group in groups for p in group["params"])
+    assert task.shard_units()[2:] == tower.blocks()[:2]
+    task.zero_grad()
+    text = torch.arange(6, 16).expand(2, 10)
+    task.model(input_ids=text, labels=text).loss.backward()  # a batch without images has a gradient for all as well
+    assert all(p.grad is not None for group in groups for p in group["params"])
+    assert not make(stage="align", train_tower=True).train().model.vision_tower.training
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_changes_no_gradient_and_recomputes(stage: str, lora: bool) -> None:
+    gradients, calls = [], []
+    for on in (False, True):
+        task = make(stage=stage, lora=lora)
+        if on:
+            options = {"use_reentrant": False}
+            task.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        task.train()
+        count: list[int] = []
+        task.shard_units()[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))  # type: ignore[union-attr]
+        task(batch(task, range(6))).loss_sum.backward()
+        gradients.append([p.grad for p in task.parameters() if p.requires_grad])
+        calls.append(len(count))
+    assert calls == [1, 2]
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(once, twice)
+
+
+@pytest.mark.parametrize(("stage", "lora"), [("align", False), ("finetune", False), ("finetune", True)])
+def test_frozen_matrices_are_held_in_bf16_and_the_loss_is_that_of_autocast(stage: str, lora: bool) -> None:
+    task = make("quecc", stage, lora)
+    given = batch(task, range(6))
+    exact = task(given).loss_sum.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        from_float32 = task(given).loss_sum.detach()
+    context = distributed.setup("cpu")
+    distributed.place(task, TrainConfig(steps=1, precision="bf16"), context)
+    for name, parameter in task.named_parameters():
+        half = not parameter.requires_grad and parameter.ndim > 1
+        assert parameter.dtype == (torch.bfloat16 if half else torch.float32), name
+    with torch.autocast("cpu", torch.bfloat16):
+        held = task(given).loss_sum
+    held.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in task.parameters() if p.requires_grad)
+    torch.testing.assert_close(held.detach().float(), exact, rtol=1e-2, atol=0)
+    torch.testing.assert_close(held.detach().float(), from_float32.float(), rtol=1e-2, atol=0)
 
 
 def test_an_unknown_part_is_refused() -> None:

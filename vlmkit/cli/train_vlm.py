@@ -35,8 +35,15 @@ def train_vlm(
     tokens: Annotated[int | None, typer.Option("--tokens", help="Visual tokens; must tile the patch grid.")] = None,
     compressor: Annotated[str | None, typer.Option("--compressor", help="avgpool or quecc.")] = None,
     vision_tower: Annotated[
-        str | None, typer.Option("--vision-tower", help="Vision tower: a SuperClass run, or a registry name.")
+        str | None,
+        typer.Option("--vision-tower", help="Vision tower: a SuperClass run, a name, a hub id or directory."),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Input side of the tower in pixels; positions are interpolated.")
+    ] = None,
+    train_tower: Annotated[
+        bool, typer.Option("--train-tower", help="Train the tower too in stage finetune (no feature cache).")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option("--weights", help="pretrained, or random: true shape, fresh weights, to measure.")
     ] = None,
@@ -68,6 +75,8 @@ def train_vlm(
         "compressor.num_visual_tokens": tokens,
         "compressor.name": compressor,
         "vision_tower.name": vision_tower,
+        "vision_tower.image_size": image_size,
+        "train_tower": train_tower or None,
         "data.train": data,
         "data.val": val,
         "stage": stage,

@@ -40,22 +40,31 @@ DEFAULT_CHAT_TEMPLATE = (
 """For tokenizers that come without a chat template (base models)."""
 
 
-def load_llm(llm: LLMConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The language model and tokenizer that a recipe names, float32 on the CPU.
+_CPU = torch.device("cpu")
 
-    ``llm.name`` is a registry name or alias (embedded models start from fresh weights, a function of ``seed`` alone),
-    a local directory in hub layout, a finished VLM run, or a hub id. With ``weights="random"`` a registry model has its
-    true shape and vocabulary size, fresh weights and the embedded tokenizer. The tokenizer always has a chat template,
-    a padding token and ``<image>``. Only safetensors are read and no remote code runs. Raises UserError when the
-    model or its tokenizer cannot be had.
+
+def load_llm(
+    llm: LLMConfig, seed: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The language model and tokenizer that a recipe names, on the CPU in ``dtype`` unless told otherwise.
+
+    ``llm.name`` is a registry name or alias (embedded models start from fresh weights in float32, a function of
+    ``seed`` alone), a local directory in hub layout, a finished VLM run, or a hub id. With ``weights="random"`` a
+    registry model has its true shape and vocabulary size, the embedded tokenizer, and fresh weights drawn on
+    ``device`` (where drawing billions takes no minutes), a function of seed, dtype and kind of device. The tokenizer
+    always has a chat template, a padding token and ``<image>``. Only safetensors are read and no remote code runs.
+    Raises UserError when the model or its tokenizer cannot be had.
     """
-    with seeded(seed):
-        if llm.weights == "random" or (registry.is_llm(llm.name) and registry.llm(llm.name).embedded):
-            model, tokenizer = _fresh(registry.llm(llm.name))
+    with seeded(seed, device):
+        if registry.is_llm(llm.name) and registry.llm(llm.name).embedded:
+            model, tokenizer = _fresh(registry.llm(llm.name), torch.float32)
+        elif llm.weights == "random":
+            with device:
+                model, tokenizer = _fresh(registry.llm(llm.name), dtype)
         elif is_run(llm.name):
-            model, tokenizer = _from_run(llm.name)
+            model, tokenizer = _from_run(llm.name, dtype)
         else:
-            model, tokenizer = _pretrained(llm.name)
+            model, tokenizer = _pretrained(llm.name, dtype)
         _complete(model, tokenizer)
     return model, tokenizer
 
@@ -87,7 +96,7 @@ def _config(facts: registry.LLMFacts) -> PreTrainedConfig:
     )
 
 
-def _fresh(facts: registry.LLMFacts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _fresh(facts: registry.LLMFacts, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_TOKENIZER, local_files_only=True)
     config = _config(facts)
     if facts.embedded:
@@ -96,23 +105,23 @@ def _fresh(facts: registry.LLMFacts) -> tuple[PreTrainedModel, PreTrainedTokeniz
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
-    return AutoModelForCausalLM.from_config(config), tokenizer
+    return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
 
 
-def _from_run(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_run(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from vlmkit.models.vlm import VLM
 
     directory = open_model(name, "train-vlm")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    return VLM.from_pretrained(directory, dtype=torch.float32).language_model, tokenizer
+    return VLM.from_pretrained(directory, dtype=dtype).language_model, tokenizer
 
 
-def _pretrained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _pretrained(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = str(registry.llm(name).hub_id) if registry.is_llm(name) else name
     options = _source_options(source)
     with _or_ways_on(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, dtype=dtype, **options)
     if not tokenizer.is_fast:
         raise UserError(
             f"The tokenizer of {name} has no fast (Rust) form, which label masks need; save it with a tokenizer.json."

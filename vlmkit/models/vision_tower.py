@@ -51,7 +51,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.visual = build_visual(config)
-        _check_image_size(self.image_size, self.patch_size)
+        check_image_size(self.image_size, self.patch_size)
 
     @property
     def width(self) -> int:
@@ -177,7 +177,8 @@ class VisionTower(nn.Module):
         return digest.hexdigest()
 
 
-def _check_image_size(size: int, patch: int) -> None:
+def check_image_size(size: int, patch: int) -> None:
+    """Raise UserError, naming the nearest sizes that fit, if patches do not tile square images of ``size`` pixels."""
     if size % patch:
         near = " or ".join(str(side) for side in (size // patch * patch, (size // patch + 1) * patch) if side)
         raise UserError(f"Images of {size} pixels do not divide into patches of {patch}; ask for {near}.")

@@ -27,6 +27,7 @@ from vlmkit.models.compressors import CompressorShape, build_compressor
 from vlmkit.models.features import VisionFeatures
 from vlmkit.models.projector import build_projector
 from vlmkit.models.seeding import seeded
+from vlmkit.models.towers import tower_from_config
 from vlmkit.models.vision_tower import VisionTower
 
 # A language model with one of these set does more between hidden state and logits than its output matrix.
@@ -36,9 +37,9 @@ _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling",
 class VLMConfig(PreTrainedConfig):
     """Everything that rebuilds the model without its weights.
 
-    ``vision_config`` is the tower's open_clip configuration, ``text_config`` the language model's own; ``compressor``
-    and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it is elastic);
-    ``image_token_id`` marks their places.
+    ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
+    ``compressor`` and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it
+    is elastic); ``image_token_id`` marks their places.
     """
 
     model_type = "vlmkit"
@@ -88,7 +89,7 @@ _OUTPUT_FIELDS = frozenset(field.name for field in fields(VLMOutput))
 class VLM(PreTrainedModel):
     """Visual tokens take the places of ``<image>`` in the text; the language model reads both.
 
-    ``VLM(config)`` has fresh weights; parts given are used as they are. The vision tower never gets a gradient.
+    ``VLM(config)`` has fresh weights; parts given are used as they are. Images given as features leave the tower out.
     Raises UserError if one of ``config.token_counts`` does not tile the tower's patch grid.
     """
 
@@ -107,7 +108,7 @@ class VLM(PreTrainedModel):
         language_model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
-        tower = vision_tower if vision_tower is not None else VisionTower(config.vision_config)
+        tower = vision_tower if vision_tower is not None else tower_from_config(config.vision_config)
         llm = language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         text_width = llm.get_input_embeddings().get_parameter("weight").shape[1]
         shape = CompressorShape(
@@ -150,7 +151,11 @@ class VLM(PreTrainedModel):
 
     @torch.no_grad()
     def cacheable_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What may be computed once for an image, ahead of every trained part: [B, P, C], for ``image_features``.
+        """What may be computed once for an image while the tower is frozen: [B, P, C], for ``image_features``."""
+        return self.encode_images(pixel_values)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of the tower as the compressor reads them: [B, P, C], with a gradient where the tower trains.
 
         The compressor's parameter-free part is applied; its required fields lie side by side along C.
         """
@@ -193,7 +198,7 @@ class VLM(PreTrainedModel):
         if image_features is None:
             if pixel_values is None:
                 return None
-            image_features = self.cacheable_features(pixel_values)
+            image_features = self.encode_images(pixel_values)
         features = image_features.to(next(self.projector.parameters()).dtype)
         if image_index is not None:
             features = features[image_index]
@@ -272,11 +277,15 @@ class VLM(PreTrainedModel):
         return self.get_output_embeddings()(hidden[:, :-1][kept])
 
     def _no_image_anchor(self) -> torch.Tensor:
-        """A zero that depends on compressor and projector, so that all ranks reduce the same gradients on any batch."""
-        patches = self.vision_tower.grid[0] * self.vision_tower.grid[1]
-        fields = ("patches" in self.compressor.requires) + len(self.compressor.levels)
-        weight = next(self.projector.parameters())
-        features = self._features(weight.new_zeros(1, patches, fields * self.vision_tower.width))
+        """A zero that depends on all that reads images, so that all ranks reduce the same gradients on any batch."""
+        tower, weight = self.vision_tower, next(self.projector.parameters())
+        if any(parameter.requires_grad for parameter in tower.parameters()):
+            black = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=weight.device)
+            encoded = self.encode_images(black).to(weight.dtype)
+        else:
+            fields = ("patches" in self.compressor.requires) + len(self.compressor.levels)
+            encoded = weight.new_zeros(1, tower.grid[0] * tower.grid[1], fields * tower.width)
+        features = self._features(encoded)
         query = weight.new_zeros(1, self.compressor.shape.text_width) if self.compressor.conditioned else None
         return 0.0 * self.projector(self.compressor(features, query, self.config.num_visual_tokens)).sum()
 

@@ -104,6 +104,12 @@ def _times(count: float, flops: PartFlops) -> PartFlops:
     return PartFlops(count * flops.forward, count * flops.backward, count * flops.recomputed)
 
 
+def layers_of(vlm: VLM) -> tuple[str, nn.ModuleList]:
+    """The layers of the language model, and their name in its decoder."""
+    decoder = vlm.language_model.get_decoder()
+    return next((name, part) for name, part in decoder.named_children() if isinstance(part, nn.ModuleList))
+
+
 def language_layers(vlm: VLM) -> Transformer:
     """The layers of the language model, whatever its architecture: every matrix of a dense layer meets every token."""
     config = vlm.config.text_config
@@ -113,23 +119,20 @@ def language_layers(vlm: VLM) -> Transformer:
 
 
 def _matrix_weights(vlm: VLM, trained: bool = False) -> int:
-    matrices = (p for p in vlm.language_model.get_decoder().layers.parameters() if p.dim() == 2)
+    matrices = (p for p in layers_of(vlm)[1].parameters() if p.dim() == 2)
     return sum(matrix.numel() for matrix in matrices if matrix.requires_grad or not trained)
 
 
 def visual_flops(vlm: VLM) -> tuple[PartFlops, PartFlops]:
     """(tower, for an image; compressor and projector, for a block of visual tokens), of a VLM on the meta device."""
     side = vlm.vision_tower.image_size
-    features = torch.empty(0)
-
-    def see() -> None:
-        nonlocal features
-        features = vlm.cacheable_features(torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta"))
-
-    def compress() -> torch.Tensor:
-        return visual_tokens(vlm, features)
-
-    return PartFlops(_count(see)), _forward_and_backward(compress)
+    image = torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")
+    seen: list[torch.Tensor] = []
+    tower = _count(lambda: seen.append(vlm.encode_images(image)))
+    features = seen[0].detach().requires_grad_(seen[0].requires_grad)
+    compressor = _forward_and_backward(lambda: visual_tokens(vlm, features))
+    back = _count(lambda: seen[0].backward(torch.empty_like(features))) if features.requires_grad else 0.0
+    return PartFlops(tower, back), compressor
 
 
 def visual_tokens(vlm: VLM, features: torch.Tensor) -> torch.Tensor:

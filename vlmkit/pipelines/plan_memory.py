@@ -13,11 +13,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vlmkit.config import TrainConfig
+from vlmkit.config import TrainConfig, VLMRecipe
 from vlmkit.models.vlm import VLM
-from vlmkit.pipelines.plan_flops import MeanSample, visual_tokens
+from vlmkit.pipelines.plan_flops import MeanSample, layers_of, visual_tokens
 from vlmkit.tasks.vlm import VLMTask
 
+_FOUR_BIT_BYTES = 0.516
+"""Of a weight in nf4 with double quantization: half a byte, and its share of the scales (arXiv 2305.14314)."""
 _LOGIT_BYTES = 16
 """At their peak, for each logit: itself, its log-probability and the gradients of both, in float32."""
 
@@ -26,6 +28,8 @@ _LOGIT_BYTES = 16
 class Memory:
     """Bytes on one device."""
 
+    loading: int
+    """The whole model on its device, before it is sharded."""
     weights: int
     gradients: int
     optimizer: int
@@ -37,12 +41,12 @@ class Memory:
 
     @property
     def state(self) -> int:
-        """What is there in every step, whatever its batch."""
-        return self.weights + self.gradients + self.optimizer
+        """What no batch can be too small for."""
+        return max(self.loading, self.weights + self.gradients + self.optimizer)
 
     @property
     def total(self) -> int:
-        return self.state + self.gathered + self.activations + self.logits
+        return max(self.loading, self.state + self.gathered + self.activations + self.logits)
 
 
 @dataclass(frozen=True)
@@ -71,26 +75,30 @@ class MicroBatch:
         )
 
 
-def memory_per_device(task: VLMTask, train: TrainConfig, batch: MicroBatch, recompute: bool, world_size: int) -> Memory:
-    """Memory of ``task``, whose model lies on the meta device and is of no use afterwards.
+def memory_per_device(
+    task: VLMTask, train: TrainConfig, batch: MicroBatch, recipe: VLMRecipe, world_size: int
+) -> Memory:
+    """Memory of ``task``, whose model lies on the meta device, placed, and is of no use afterwards.
 
     Left out: what the frozen tower takes in passing, the allocator's fragments, and the libraries' own.
     """
     parameters = list(task.parameters())
     trained = [p for p in parameters if p.requires_grad]
     shards = world_size if train.parallel == "fsdp" else 1
-    trained_bytes = 4 * sum(_shard(p, shards) for p in trained)
-    frozen_bytes = sum(_shard(p, shards) * p.element_size() for p in parameters if not p.requires_grad)
-    gathered = _gathered(task, train, trained, recompute)
-    activations = _activations(task.model, train, batch, recompute)
+    four_bits = set(layers_of(task.model)[1].parameters()) if recipe.lora and recipe.lora.quantize else set()
+    held = {p: _shard(p, shards) * p.element_size() for p in parameters}
+    held |= {p: round(p.numel() * _FOUR_BIT_BYTES) for p in four_bits if p.dim() > 1 and not p.requires_grad}
+    trained_bytes = sum(held[p] for p in trained)
+    recompute = recipe.llm.gradient_checkpointing
     vocabulary = task.model.get_output_embeddings().get_parameter("weight").shape[0]
     return Memory(
-        weights=trained_bytes + frozen_bytes,
+        loading=sum(p.nbytes for p in parameters) if shards > 1 else 0,
+        weights=sum(held.values()),
         gradients=trained_bytes,
         optimizer=2 * trained_bytes,
-        gathered=gathered,
-        activations=activations,
+        gathered=_gathered(task, train, trained, recompute),
         logits=batch.labels * vocabulary * (_LOGIT_BYTES + (2 if train.precision == "bf16" else 0)),
+        activations=_activations(task.model, train, batch, recompute),
     )
 
 
@@ -115,37 +123,45 @@ def _gathered(task: VLMTask, train: TrainConfig, trained: Iterable[torch.Tensor]
 
 
 def _activations(vlm: VLM, train: TrainConfig, batch: MicroBatch, recompute: bool) -> int:
-    """Bytes that autograd would keep, found by running one and two layers without numbers."""
+    """Bytes that autograd would keep, found by running one and two layers on tensors without numbers."""
     decoder = vlm.language_model.get_decoder()
-    layers, width = decoder.layers, vlm.compressor.shape.text_width
-    decoder.layers = layers[:2]
-    side = vlm.vision_tower.image_size
+    name, layers = layers_of(vlm)
+    setattr(decoder, name, layers[:2])
     sharded = train.parallel == "fsdp" and train.precision == "bf16"
-    features = vlm.cacheable_features(torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")).shape[1:]
+    autocast = train.precision == "bf16" and not sharded
+    side = vlm.vision_tower.image_size
     with FakeTensorMode(allow_non_fake_inputs=True):
         vlm.to_empty(device="cpu")
         if sharded:
             nn.Module.to(vlm, torch.bfloat16)
-        autocast = train.precision == "bf16" and not sharded
-        dtype = next(vlm.projector.parameters()).dtype
-        embeds = torch.empty(batch.rows, batch.row_length, width, dtype=dtype, requires_grad=True)
-        inputs: dict[str, Any] = {
-            "inputs_embeds": embeds,
-            "attention_mask": torch.empty(batch.rows, 1, batch.row_length, batch.row_length, dtype=dtype),
-            "position_ids": torch.empty(batch.rows, batch.row_length, dtype=torch.long),
-            "use_cache": False,
-        }
+        images = torch.empty(batch.images, 3, side, side, dtype=torch.uint8)
+        inputs = _language_inputs(vlm, batch)
+        embeds = inputs["inputs_embeds"]
         with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
-            visual = _kept(lambda: visual_tokens(vlm, torch.empty(batch.blocks, *features, dtype=dtype)), vlm)
-            one, two = (_kept(partial(_run, decoder, layers[:count], inputs), vlm) for count in (1, 2))
-    layer = two - one
+            visual = _kept(lambda: _see(vlm, images, batch.blocks), vlm)
+            one, two = (_kept(partial(_read, decoder, name, layers[:count], inputs), vlm) for count in (1, 2))
     if recompute:
-        return visual + one + len(layers) * embeds.numel() * embeds.element_size()
-    return visual + one + (len(layers) - 1) * layer
+        return visual + one + len(layers) * embeds.nbytes
+    return visual + one + (len(layers) - 1) * (two - one)
 
 
-def _run(decoder: nn.Module, layers: nn.ModuleList, inputs: dict[str, Any]) -> torch.Tensor:
-    decoder.layers = layers
+def _language_inputs(vlm: VLM, batch: MicroBatch) -> dict[str, Any]:
+    dtype, shape = vlm.get_input_embeddings().get_parameter("weight").dtype, (batch.rows, batch.row_length)
+    return {
+        "inputs_embeds": torch.empty(*shape, vlm.config.text_config.hidden_size, dtype=dtype, requires_grad=True),
+        "attention_mask": torch.empty(batch.rows, 1, batch.row_length, batch.row_length, dtype=dtype),
+        "position_ids": torch.empty(shape, dtype=torch.long),
+        "use_cache": False,
+    }
+
+
+def _see(vlm: VLM, images: torch.Tensor, blocks: int) -> torch.Tensor:
+    features = vlm.encode_images(images).to(next(vlm.projector.parameters()).dtype)
+    return visual_tokens(vlm, features[torch.arange(blocks) % len(features)])
+
+
+def _read(decoder: nn.Module, name: str, layers: nn.ModuleList, inputs: dict[str, Any]) -> torch.Tensor:
+    setattr(decoder, name, layers)
     return decoder(**inputs).last_hidden_state
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,16 +15,18 @@ from vlmkit.contracts import Source
 from vlmkit.data.feature_cache import cache_bytes
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
+from vlmkit.models.adapters import add_adapters
 from vlmkit.models.llm import llm_config
-from vlmkit.models.vision_tower import tower_config
+from vlmkit.models.towers import find_tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, number, world_size
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample, language_layers, parameters_of
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, stage_settings
+from vlmkit.pipelines.train_vlm import Stage, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 from vlmkit.tasks.vlm import VLMTask
+from vlmkit.training.distributed import DistributedContext, place
 
 TEXT_TOKENS = 50
 """Text tokens assumed beside the visual ones where the plan states the cost of an answer: Q of arXiv 2411.03312."""
@@ -42,11 +44,14 @@ class _StagePlan:
     train: TrainConfig
     data: str
     num_samples: int
+    trained: int
+    """Weights that train."""
     flops: Mapping[str, PartFlops]
     memory: Memory
     cache: int
     """Bytes of the feature cache that would keep its images."""
     cached: bool
+    trains_tower: bool
 
 
 def plan(recipe: VLMRecipe, out: Path) -> Plan:
@@ -60,10 +65,11 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parameters_of(vlm).items()}
     tower, tokens = vlm.vision_tower, vlm.config.num_visual_tokens
     available, where = memory_here(stages[names[-1]].train.device)
+    training = "trained in stage finetune" if recipe.train_tower else "frozen"
     facts = [
         ("run", str(out)),
         ("llm", _describe_llm(recipe, vlm, sizes["llm"])),
-        ("tower", f"{tower_note}: {number(sizes['tower'])} parameters, frozen, {tower.image_size} px"),
+        ("tower", f"{tower_note}: {number(sizes['tower'])} parameters, {training}, {tower.image_size} px"),
         ("visual tokens", f"{tokens} of {tower.grid[0] * tower.grid[1]} patches, by {recipe.compressor.name}"),
         ("compressor", f"{number(sizes['compressor'])} parameters, projector {number(sizes['projector'])}"),
         ("answer", _describe_answer(vlm, sizes["llm"])),
@@ -90,15 +96,26 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
 def _plan_stage(recipe: VLMRecipe, stage: Stage) -> _StagePlan:
     train, data = stage_settings(recipe, stage)
     source = open_conversations(data.train)
-    vlm, _ = _on_meta(recipe)
-    task = VLMTask(vlm, None, stage)
+    task = planned_task(recipe, stage)
+    vlm = task.model
     sample = MeanSample.of(source, vlm.config.num_visual_tokens, vlm.compressor.conditioned)
     cache = _cache_bytes(vlm, source)
-    cached = recipe.feature_cache and cache <= recipe.cache_limit_gb * 1e9
-    flops = flops_per_sample(vlm, sample, recompute=False, cached=cached)
+    cached = recipe.feature_cache and not task.train_tower and cache <= recipe.cache_limit_gb * 1e9
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    flops = flops_per_sample(vlm, sample, recipe.llm.gradient_checkpointing, cached)
     batch = MicroBatch.of(sample, train, recipe.max_length, world_size())
-    memory = memory_per_device(task, train, batch, recompute=False, world_size=world_size())
-    return _StagePlan(train, str(data.train), len(source), flops, memory, cache, cached)
+    memory = memory_per_device(task, train, batch, recipe, world_size())
+    return _StagePlan(train, str(data.train), len(source), trained, flops, memory, cache, cached, task.train_tower)
+
+
+def planned_task(recipe: VLMRecipe, stage: Stage) -> VLMTask:
+    """The task of a stage on the meta device, its weights in the types they train in."""
+    vlm, _ = _on_meta(recipe)
+    if recipe.lora is not None and stage == "finetune":
+        add_adapters(vlm.language_model, recipe.lora.model_copy(update={"quantize": None}), recipe.seed)
+    task = VLMTask(vlm, cast(Any, None), stage, recipe.train_tower)  # a plan exports nothing
+    place(task, stage_settings(recipe, stage)[0], DistributedContext(0, 1, 0, torch.device("meta")))
+    return task
 
 
 def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
@@ -110,7 +127,7 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        tower_config(name, recipe.vision_tower.image_size),
+        find_tower_config(name, tower_image_size(recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.counts,
@@ -164,8 +181,11 @@ def _describe_stage(recipe: VLMRecipe, name: Stage, stage: _StagePlan) -> list[t
     more = f"about {gigabytes(memory.activations)} activations, {gigabytes(memory.logits)} logits"
     if memory.gathered:
         more = f"{gigabytes(memory.gathered)} weights made whole or cast, {more}"
+    if memory.loading:
+        more += f"; {gigabytes(memory.loading)} at the start, before it is sharded"
     return [
         (name, f"{length(stage.train, stage.num_samples)}; data {stage.data}: {stage.num_samples} conversations"),
+        (f"{name} trains", f"{number(stage.trained)} parameters"),
         (f"{name} FLOPs", f"{format_flops(total)} a sample: {', '.join(parts)}"),
         (f"{name} memory", f"{gigabytes(memory.total)} on each device: {kept}; {more}"),
         (f"{name} features", _describe_cache(recipe, stage)),
@@ -176,6 +196,8 @@ def _describe_cache(recipe: VLMRecipe, stage: _StagePlan) -> str:
     size, limit = gigabytes(stage.cache), f"--cache-limit {recipe.cache_limit_gb:g} GB"
     if stage.cached:
         return f"computed once and kept on disk, {size} ({limit})"
+    if stage.trains_tower:
+        return "computed in every step: the tower trains"
     if recipe.feature_cache:
         return f"computed in every step: no cache is used, for it would take {size}, above {limit}"
     return f"computed in every step: feature_cache is off (the cache would take {size})"
@@ -183,6 +205,7 @@ def _describe_cache(recipe: VLMRecipe, stage: _StagePlan) -> str:
 
 def _figures(stage: _StagePlan) -> dict[str, Any]:
     return {
+        "trained_parameters": stage.trained,
         "steps": stage.train.total_steps(stage.num_samples),
         "global_batch_size": stage.train.global_batch_size,
         "samples": stage.num_samples,

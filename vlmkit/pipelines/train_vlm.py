@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
+from vlmkit import registry
+from vlmkit.config import DEFAULT_TOWER_RUN, DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
@@ -22,8 +24,9 @@ from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
+from vlmkit.models.adapters import add_adapters
 from vlmkit.models.llm import load_llm
-from vlmkit.models.vision_tower import build_tower
+from vlmkit.models.towers import default_image_size, find_tower
 from vlmkit.models.vlm import VLM
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
 from vlmkit.runs import RunDirectory, open_model
@@ -35,6 +38,8 @@ from vlmkit.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 Stage = Literal["align", "finetune"]
 
@@ -80,17 +85,18 @@ def _run_stage(recipe: VLMRecipe, stage: Stage, out: Path, init: str | None, pro
     if is_finished(run, total_steps):
         return RunOutcome(run, already_finished=True)
     # Models before the directory: what cannot be loaded must leave nothing behind.
-    vlm, tokenizer = _build(recipe, init)
+    vlm, tokenizer = _build(recipe, stage, init, context)
+    task = VLMTask(vlm, tokenizer, stage, recipe.train_tower)
     prepare(run, recipe, sources.fingerprints, context)
-    torch.nn.Module.to(vlm, context.device)
-    feed = _Feed(recipe, train, vlm, tokenizer, context, progress)
+    distributed.place(task, train, context)  # first, so that features are cached of the tower as it is held
+    feed = _Feed(recipe, train, task, context, progress)
     stream = feed.stream(sources.train)
     val_source = sources.val
     trainer = Trainer(
         train,
         recipe.seed,
         run,
-        VLMTask(vlm, tokenizer, stage),
+        task,
         stream,
         total_steps=total_steps,
         val_batches=feed.held_out(val_source, stream.micro_batch_size) if val_source else None,
@@ -115,14 +121,45 @@ class _Sources:
         return {"train": self.train.fingerprint} | ({"val": self.val.fingerprint} if self.val else {})
 
 
-def _build(recipe: VLMRecipe, init: str | None) -> tuple[VLM, PreTrainedTokenizerBase]:
-    """The model a stage starts from: parts joined afresh, or those of an earlier VLM run."""
-    if init is None:
-        llm, tokenizer = load_llm(recipe.llm, recipe.seed)
-        tower = build_tower(recipe.vision_tower.name, recipe.vision_tower.image_size, recipe.seed)
-        image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
-        # Before its features are cached: batch norms of a tower in training mode would look at the batch.
-        return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
+def tower_image_size(recipe: VLMRecipe) -> int | None:
+    """The image side the tower is built for; None: its own. Where the recipe says nothing, ``default_image_size``'s
+    rule holds for language models that are not embedded."""
+    llm, tower = recipe.llm.name, recipe.vision_tower
+    embedded = registry.is_llm(llm) and registry.llm(llm).embedded
+    if tower.image_size or embedded or tower.name == DEFAULT_TOWER_RUN:
+        return tower.image_size
+    return default_image_size(tower.name)
+
+
+def _build(
+    recipe: VLMRecipe, stage: Stage, init: str | None, context: DistributedContext
+) -> tuple[VLM, PreTrainedTokenizerBase]:
+    """The model a stage starts from, set up as the recipe says."""
+    vlm, tokenizer = _join(recipe, stage, context) if init is None else _continued(recipe, init)
+    if recipe.llm.gradient_checkpointing:
+        vlm.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if stage == "finetune":
+        if recipe.vision_tower.gradient_checkpointing and recipe.train_tower:
+            vlm.vision_tower.set_gradient_checkpointing(True)
+        if recipe.lora is not None:
+            add_adapters(vlm.language_model, recipe.lora, recipe.seed)
+    return vlm, tokenizer
+
+
+def _join(recipe: VLMRecipe, stage: Stage, context: DistributedContext) -> tuple[VLM, PreTrainedTokenizerBase]:
+    """Parts joined afresh; a language model that stays frozen is never held in more than it trains with."""
+    frozen = stage == "align" or recipe.lora is not None
+    half = frozen and stage_settings(recipe, stage)[0].precision == "bf16"
+    dtype = torch.bfloat16 if half else torch.float32
+    llm, tokenizer = load_llm(recipe.llm, recipe.seed, dtype, context.device)
+    tower = find_tower(recipe.vision_tower.name, tower_image_size(recipe), recipe.seed)
+    image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
+    # Before its features are cached: batch norms of a tower in training mode would look at the batch.
+    return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
+
+
+def _continued(recipe: VLMRecipe, init: str) -> tuple[VLM, PreTrainedTokenizerBase]:
+    """The model of an earlier VLM run."""
     vlm, tokenizer = load_vlm(init)
     have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
     if have != (want.name, [*want.counts]):
@@ -151,16 +188,19 @@ class _Feed:
         self,
         recipe: VLMRecipe,
         train: TrainConfig,
-        vlm: VLM,
-        tokenizer: PreTrainedTokenizerBase,
+        task: VLMTask,
         context: DistributedContext,
         progress: Progress | None,
     ) -> None:
+        vlm, tokenizer = task.model, task.tokenizer
         self._recipe, self._train, self._vlm, self._context, self._progress = recipe, train, vlm, context, progress
         tokens, conditioned = vlm.config.num_visual_tokens, vlm.compressor.conditioned
         self._encoder = ConversationEncoder(tokenizer, tokens, recipe.max_length, conditioned)
         self._collate = PackingCollate(recipe.max_length, tokenizer.pad_token_id)
-        self._tower = vlm.vision_tower.fingerprint() if recipe.feature_cache else ""
+        self._caches = recipe.feature_cache and not task.train_tower
+        if recipe.feature_cache and task.train_tower and context.is_main:
+            logger.warning("The vision tower trains, so its features change with every step: no feature cache is used.")
+        self._tower = vlm.vision_tower.fingerprint() if self._caches else ""
 
     def stream(self, source: Source[ConversationSample]) -> Stream:
         """Shuffled training batches."""
@@ -182,7 +222,7 @@ class _Feed:
         return _HeldOut(self._load(source), num_samples, batch_size, self._collate, self._train, self._context)
 
     def _load(self, source: Source[ConversationSample]) -> ConversationLoader:
-        cache = self._cache(source) if self._recipe.feature_cache else None
+        cache = self._cache(source) if self._caches else None
         return ConversationLoader(source, self._encoder, self._vlm.vision_tower.image_size, cache)
 
     def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
@@ -193,7 +233,7 @@ class _Feed:
         try:
             return open_feature_cache(
                 source,
-                lambda pixels: self._vlm.cacheable_features(pixels.to(self._context.device)),
+                self._features,
                 self._vlm.vision_tower.image_size,
                 {"tower": self._tower, "compressor": f"{compressor.name} {max(compressor.counts)}"},
                 self._recipe.cache_limit_gb * 1e9,
@@ -203,6 +243,12 @@ class _Feed:
         finally:
             if progress:
                 progress.finish()
+
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the tower will give in training: of weights held in bf16, under the autocast they need."""
+        device, half = self._context.device, self._train.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return self._vlm.cacheable_features(pixels.to(device))
 
 
 @dataclass(frozen=True)

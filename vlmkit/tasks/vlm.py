@@ -1,4 +1,4 @@
-"""VLM training in two stages: align trains compressor and projector, finetune also the language model."""
+"""VLM training in two stages: align trains compressor and projector, finetune also the language model or the tower."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
+from vlmkit.models.adapters import adapter_parameters, is_adapted, save_adapted
 from vlmkit.models.vlm import VLM, VLMOutput
 from vlmkit.tasks.parameter_groups import parameter_groups
 
@@ -33,34 +34,70 @@ _INPUTS = (
 class VLMTask(nn.Module):
     """The VLM with its loss over packed batches (``data.packing.PackingCollate``). A target is a labelled token.
 
-    The vision tower is always frozen; stage "align" freezes the language model too. Frozen parts stay in evaluation
-    mode. Without a tokenizer a task can be planned, not exported. Raises UserError if nothing is left to train.
+    Stage "align" trains compressor and projector; "finetune" also the language model, or its adapters where it has
+    some, and with ``train_tower`` what the features depend on of the vision tower. Frozen parts stay in evaluation
+    mode.
     """
 
+    frozen_in_bf16 = True
+
     def __init__(
-        self, model: VLM, tokenizer: PreTrainedTokenizerBase | None, stage: Literal["align", "finetune"]
+        self,
+        model: VLM,
+        tokenizer: PreTrainedTokenizerBase,
+        stage: Literal["align", "finetune"],
+        train_tower: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
+        self.train_tower = train_tower and stage == "finetune"
         model.requires_grad_(False)
-        for module in self._parts().values():
-            module.requires_grad_(True)
+        for parameters in self._trained().values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
         self.train(self.training)
 
-    def _parts(self) -> dict[str, nn.Module]:
-        """The trained parts, by the names that ``optim.lr_multipliers`` uses."""
-        parts = {"compressor": self.model.compressor, "projector": self.model.projector}
-        return parts if self.stage == "align" else {**parts, "llm": self.model.language_model}
+    def _trained(self) -> dict[str, list[nn.Parameter]]:
+        """What the stage trains, by the names that ``optim.lr_multipliers`` uses."""
+        model = self.model
+        trained = {
+            "compressor": list(model.compressor.parameters()),
+            "projector": list(model.projector.parameters()),
+        }
+        if self.stage == "finetune":
+            llm = model.language_model
+            trained["llm"] = adapter_parameters(llm) if is_adapted(llm) else list(llm.parameters())
+        if self.train_tower:
+            trained["tower"] = self._tower_parameters_in_use()
+        return trained
+
+    def _tower_parameters_in_use(self) -> list[nn.Parameter]:
+        """Those that the features depend on: the blocks past the last one read would wait for gradients in vain."""
+        tower = self.model.vision_tower.eval()
+        parameters = list(tower.requires_grad_(True).parameters())
+        image = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=self.model.device)
+        features = self.model.encode_images(image)
+        gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+        tower.requires_grad_(False)
+        return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
     def train(self, mode: bool = True) -> VLMTask:
         """Training mode for the trained parts only."""
         super().train(mode)
-        self.model.vision_tower.eval()
+        if not self.train_tower:
+            self.model.vision_tower.eval()
         if self.stage == "align":
             self.model.language_model.eval()
+            for layer in self._layers():  # a layer recomputes itself only in training mode; its parts stay out of it
+                layer.training = mode and getattr(layer, "gradient_checkpointing", False)
         return self
+
+    def _layers(self) -> list[nn.Module]:
+        """The layers of the language model, by whatever name its family has for them."""
+        decoder = self.model.language_model.get_decoder()
+        return list(next(part for part in decoder.children() if isinstance(part, nn.ModuleList)))
 
     def begin_step(self, micro_batches: Sequence[Batch]) -> int:
         """The number of labelled tokens of the step over all ranks."""
@@ -91,19 +128,33 @@ class VLMTask(nn.Module):
         }
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """Groups of what the stage trains of the parts compressor, projector and llm."""
+        """Groups of what the stage trains of the parts compressor, projector, llm and tower."""
         model = self.model
-        parts = {"compressor": model.compressor, "projector": model.projector, "llm": model.language_model}
+        parts = {
+            "compressor": model.compressor,
+            "projector": model.projector,
+            "llm": model.language_model,
+            "tower": model.vision_tower,
+        }
         return parameter_groups({name: part.parameters() for name, part in parts.items()}, optim, owner="a VLM")
 
     def shard_units(self) -> list[nn.Module]:
-        """The layers of the language model."""
-        return list(self.model.language_model.get_decoder().layers)
+        """The layers of the language model, and the blocks of the tower that train.
+
+        A block that is never run could be no unit: FSDP2 looks for the whole weights that running it would have made.
+        """
+        blocks = self.model.vision_tower.blocks() if self.train_tower else []
+        return [*self._layers(), *(b for b in blocks if any(p.requires_grad for p in b.parameters()))]
 
     def export(self, directory: str) -> None:
-        """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them."""
-        assert self.tokenizer is not None
-        self.model.save_pretrained(directory)
+        """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them.
+
+        Adapters are merged into that model, and written beside it as well (``models.adapters``).
+        """
+        if is_adapted(self.model.language_model):
+            save_adapted(self.model, directory)
+        else:
+            self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
 

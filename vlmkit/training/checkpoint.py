@@ -37,11 +37,16 @@ _PARTIAL = ".partial"
 
 
 def tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The live tensors training changes, by name: buffers and trainable weights (``model.``), moments (``optim.``)."""
+    """The live tensors training changes, by name: buffers and trainable weights (``model.``), moments (``optim.``).
+
+    Frozen weights are left out, with all that describes how they are held (the scales of four-bit ones): a resumed run
+    makes them again from its recipe.
+    """
     state = module.state_dict()  # first: its hooks put the sharded parameters back in place after a forward pass
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
-    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    tensors = {f"model.{name}": value for name, value in state.items() if name not in frozen}
+    kept = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    kept |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    tensors = {f"model.{name}": value for name, value in state.items() if name in kept}
     for parameter, moments in optimizer.state.items():
         tensors |= {f"optim.{names[parameter]}.{key}": value for key, value in moments.items()}
     return tensors

@@ -125,19 +125,34 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
-    """The task, on its device, as the module to call for a loss: bare, in DDP, or sharded in place by FSDP2.
+def place(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
+    """The task's module on its device, with its weights in the types they train in; done again, it changes nothing.
 
-    Trainable weights and their gradients are float32 whatever the precision; bf16 only computes in bf16. Every rank
-    starts from rank 0's weights and buffers. Optimizers must be built afterwards: sharding replaces the parameters.
+    Trainable weights are float32 whatever the precision; bf16 only computes in bf16. With bf16, the frozen matrices of
+    a task that says so (``frozen_in_bf16``) are held in bf16. Frozen vectors stay as they are, so norms and biases are
+    exact and cost nothing, and so do weights with ``keeps_float32``.
+    """
+    module = cast(nn.Module, task)
+    rounds = train.precision == "bf16" and getattr(task, "frozen_in_bf16", False)
+    exact = {p for part in module.modules() if getattr(part, "keeps_float32", False) for p in part.parameters()}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+        elif rounds and parameter.is_floating_point() and parameter.ndim > 1 and parameter not in exact:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return module.to(context.device)
+
+
+def wrap(task: Task, train: TrainConfig, context: DistributedContext) -> nn.Module:
+    """The task, placed, as the module to call for a loss: bare, in DDP, or sharded in place by FSDP2.
+
+    Every rank starts from rank 0's weights and buffers. Optimizers must be built afterwards: sharding replaces the
+    parameters.
 
     Raises:
         UserError: on every rank: blocks are to be compiled, and a rank has no working compiler.
     """
-    module = cast(nn.Module, task).to(context.device)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    module = place(task, train, context)
     if context.world_size > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             value = tensor.detach().contiguous()

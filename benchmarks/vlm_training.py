@@ -222,9 +222,7 @@ def plain_step(vlm: VLM, stage: Stage, samples: Samples) -> Step:
     return step
 
 
-def measure(
-    compressor: str, stage: Stage, tokens: int, samples: Samples, args: argparse.Namespace
-) -> list[dict[str, Any]]:
+def measure(compressor: str, stage: Stage, tokens: int, samples: Samples, args: argparse.Namespace) -> list[Row]:
     """A line for each candidate of this compressor, stage and number of tokens."""
     vlm = build_model(compressor, tokens)
     features = open_feature_cache(

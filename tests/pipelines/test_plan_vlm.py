@@ -29,7 +29,7 @@ from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM
 from vlmkit.pipelines import plan_vlm
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample
-from vlmkit.pipelines.plan_memory import MicroBatch, memory_per_device
+from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.train_vlm import Stage, train_vlm
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.optim import Optimizer
@@ -153,6 +153,31 @@ def test_shards_divide_the_state_and_add_what_is_gathered() -> None:
     assert sharded.loading == whole.weights
     # Everything but the layers stays whole, and two layers are whole at a time: of two layers, all there is.
     assert sharded.gathered == whole.weights
+
+
+def test_what_is_frozen_is_held_in_bf16_and_what_is_recomputed_is_not_kept() -> None:
+    bf16 = {"align.precision": "bf16", "align.parallel": "fsdp"}
+    batch = MicroBatch(8, 8, 4, 128, 64)
+
+    def memory(**overrides: object) -> Memory:
+        recipe = recipe_of("quecc", **overrides)
+        return memory_per_device(plan_vlm.planned_task(recipe, "align"), recipe.align, batch, recipe, 4)
+
+    exact, half = memory(), memory(**bf16)
+    assert half.loading < 0.7 * exact.weights and half.gradients < exact.gradients / 3
+    less = memory(**bf16, **{"llm.gradient_checkpointing": True})
+    assert less.activations < half.activations and less.weights == half.weights
+
+
+def test_adapters_are_what_trains_of_the_language_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    recipe = recipe_of("avgpool", stage="finetune", **{"lora.r": 4})
+    task = plan_vlm.planned_task(recipe, "finetune")
+    parts = flops_per_sample(task.model, MeanSample(1, 1, 1, 0, 20, 2, TOKENS), recompute=False, cached=True)
+    full = planned("avgpool", "finetune").model
+    whole = flops_per_sample(full, MeanSample(1, 1, 1, 0, 20, 2, TOKENS), recompute=False, cached=True)
+    assert parts["llm"].forward > whole["llm"].forward and parts["llm"].backward < whole["llm"].backward
+    assert plan_vlm.plan(recipe, tmp_path).figures["stages"]["finetune"]["trained_parameters"] < 60_000
 
 
 def test_the_plan_knows_the_size_of_the_cache_and_whether_there_will_be_one(tower_run: Path, tmp_path: Path) -> None:

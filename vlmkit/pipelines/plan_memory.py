@@ -130,10 +130,10 @@ def _activations(vlm: VLM, train: TrainConfig, batch: MicroBatch, recompute: boo
     sharded = train.parallel == "fsdp" and train.precision == "bf16"
     autocast = train.precision == "bf16" and not sharded
     side = vlm.vision_tower.image_size
+    if sharded:
+        nn.Module.to(vlm, torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         vlm.to_empty(device="cpu")
-        if sharded:
-            nn.Module.to(vlm, torch.bfloat16)
         images = torch.empty(batch.images, 3, side, side, dtype=torch.uint8)
         inputs = _language_inputs(vlm, batch)
         embeds = inputs["inputs_embeds"]

@@ -27,11 +27,17 @@ _LOCAL = {"vision_tower.name": "ViT-L-14-336", "data.train": WORLD, "align_data.
 """The published tower's shape by registry name, and data of this package, in place of what is downloaded."""
 
 
+def slow_if_repeated(path: Path) -> object:
+    """Of the published VLMs one is planned with the fast tests; the settings of all are compared there."""
+    marks = [pytest.mark.slow] if path in PUBLISHED_VLMS[1:] else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
 def load(path: Path, **overrides: object) -> Section:
     return load_recipe(yaml.safe_load(path.read_text())["command"], path, overrides)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [slow_if_repeated(path) for path in RECIPES])
 def test_a_shipped_recipe_can_be_planned(path: Path, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# vlmkit ") and str(path.relative_to(ROOT.parent)) in lines[0]
@@ -181,12 +187,12 @@ def test_the_ladder_is_the_grid_of_the_scaling_law() -> None:
     assert cells == {(llm, n) for llm in ("0.5b", "1.8b", "4b", "7b") for n in (1, 4, 16, 36, 64, 144, 576)}
 
 
-def test_the_number_of_tokens_is_a_dial(tmp_path: Path) -> None:
-    for tokens in (1, 4, 16, 36, 64, 144, 576):
-        recipe = load(PUBLISHED_VLMS[0], **{**_LOCAL, "stage": "align", "compressor.num_visual_tokens": tokens})
-        assert isinstance(recipe, VLMRecipe)
-        plan = plan_vlm.plan(recipe, tmp_path)
-        assert plan.figures["visual_tokens"] == tokens and plan.figures["stages"]["align"]["global_batch_size"] == 256
+@pytest.mark.parametrize("tokens", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 36, 64, 144, 576))])
+def test_the_number_of_tokens_is_a_dial(tokens: int, tmp_path: Path) -> None:
+    recipe = load(PUBLISHED_VLMS[0], **{**_LOCAL, "stage": "align", "compressor.num_visual_tokens": tokens})
+    assert isinstance(recipe, VLMRecipe)
+    plan = plan_vlm.plan(recipe, tmp_path)
+    assert plan.figures["visual_tokens"] == tokens and plan.figures["stages"]["align"]["global_batch_size"] == 256
 
 
 def test_published_data_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def _language_inputs(vlm: VLM, batch: MicroBatch) -> dict[str, Any]:
 
 
 def _see(vlm: VLM, images: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Visual tokens, with the tower's own activations where it trains."""
     features = vlm.encode_images(images).to(next(vlm.projector.parameters()).dtype)
     return visual_tokens(vlm, features[torch.arange(blocks) % len(features)])
 

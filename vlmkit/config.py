@@ -76,7 +76,9 @@ class TrainConfig(Section):
         None, description="Samples of one forward pass on one rank; null: the whole share of the rank."
     )
     optim: OptimConfig = OptimConfig()
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: fp32 master weights, bf16 compute.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: fp32 master weights, bf16 compute; the frozen matrices of a VLM are held in bf16."
+    )
     compile: bool = Field(False, description="torch.compile each transformer block (needs a C++ compiler).")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="How ranks share the model: replicas or shards.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")

@@ -274,6 +274,12 @@ class CompressorConfig(Section):
         16, description="Visual tokens the language model sees; a list trains one model for all of them (elastic)."
     )
 
+    query: Literal["llm", "embed_mean", "none"] = Field(
+        "llm",
+        description="What a compressor that sees the question is told of it: the language model's last hidden state, "
+        "the mean of its input embeddings, or nothing.",
+    )
+
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:

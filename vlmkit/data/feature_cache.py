@@ -93,7 +93,7 @@ def open_feature_cache(
 ) -> FeatureCache | None:
     """The cache for this source and key, built first if there is none; None (and a warning) if it would be too large.
 
-    ``key`` says what ``compute`` does, e.g. the tower's fingerprint and the name and tokens of the compressor; together
+    ``key`` says what ``compute`` does, e.g. the tower's fingerprint and what is kept of its features; together
     with the source's fingerprint, the preprocessing and the ``dtype`` kept (float16 or float32) it names the cache.
     ``preprocessing`` is what the loader does that takes the features in place of images: "pad" (``PadTransform``) or
     "crop" (``EvalTransform``). ``progress`` hears (samples done, of all).

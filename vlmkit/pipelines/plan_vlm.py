@@ -76,11 +76,12 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        find_tower_config(name, tower_image_size(recipe)),
+        find_tower_config(name, tower_image_size(name, recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.counts,
         image_token_id=0,
+        query=recipe.compressor.query,
     )
     with torch.device("meta"):
         return VLM(config), note

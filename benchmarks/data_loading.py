@@ -36,6 +36,7 @@ from PIL import Image
 from vlmkit.config import AugmentConfig
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.captions import CaptionCollate, CaptionLoader
+from vlmkit.data.draws import Draws
 from vlmkit.data.images import JPEG_DECODER, TrainTransform, decode_image
 from vlmkit.data.loader import Stream
 from vlmkit.data.sources import open_captions
@@ -128,12 +129,12 @@ def decoding(jpegs: list[bytes], repeats: int) -> list[Row]:
                 "gray_scale_prob": augment.grayscale_prob or None,
             },
         )
-        generator = torch.Generator()
+        draws = Draws("benchmark")
         seconds = interleaved_seconds(
             {
                 "open_clip": lambda peer=peer: [peer(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs],
-                "vlmkit": lambda transform=transform, generator=generator: [
-                    transform(decode_image(jpeg), generator) for jpeg in jpegs
+                "vlmkit": lambda transform=transform, draws=draws: [
+                    transform(decode_image(jpeg), draws) for jpeg in jpegs
                 ],
             },
             repeats,
@@ -208,13 +209,13 @@ def bare_rate(jpegs: list[bytes], augment: AugmentConfig, workers: int) -> float
 
 
 def _decode_all(jpegs: list[bytes], augment: AugmentConfig, barrier: Any, results: Any) -> None:
-    transform, generator = TrainTransform(SIZE, augment), torch.Generator()
+    transform, draws = TrainTransform(SIZE, augment), Draws("benchmark")
     for jpeg in jpegs[:10]:
-        transform(decode_image(jpeg), generator)
+        transform(decode_image(jpeg), draws)
     barrier.wait()
     start = time.perf_counter()
     for jpeg in jpegs:
-        transform(decode_image(jpeg), generator)
+        transform(decode_image(jpeg), draws)
     results.put(len(jpegs) / (time.perf_counter() - start))
 
 

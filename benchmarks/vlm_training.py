@@ -24,7 +24,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ from vlmkit.data.conversations import Branch, EncodedSequence
 from vlmkit.data.feature_cache import open_feature_cache
 from vlmkit.data.packing import ConversationItem, PackingCollate
 from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.models.features import VisionFeatures
 from vlmkit.models.open_clip_layout import config_from_facts
+from vlmkit.models.questions import last_states
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
@@ -117,7 +119,9 @@ def vlmkit_step(
     vlm: VLM, stage: Stage, samples: Samples, features: Sequence[torch.Tensor | None] | None, max_length: int
 ) -> Step:
     """A step as the trainer makes it, from cached ``features`` or from pixels."""
-    task = VLMTask(vlm, None, stage)
+    if vlm.compressor.conditioned:
+        vlm.question_encoder = last_states  # without the store of questions seen: every step here has the same ones
+    task = VLMTask(vlm, cast(Any, None), stage)
     task.train()
     optimizer = Optimizer(task, OPTIM, total_steps=10**6)
     collate, tokens = PackingCollate(max_length, PAD), vlm.config.num_visual_tokens
@@ -185,8 +189,6 @@ class PlainVLM(nn.Module):
         if self.quecc is None:
             grid = patches.transpose(1, 2).unflatten(2, (side, side))
             return F.avg_pool2d(grid, side // cells).flatten(2).transpose(1, 2)
-        from vlmkit.models.features import VisionFeatures
-
         question = ids[:, self.tokens : self.tokens + PROMPT_TOKENS]
         with torch.no_grad():
             query = self.llm.get_decoder()(input_ids=question, use_cache=False).last_hidden_state[:, -1]
@@ -226,7 +228,7 @@ def measure(compressor: str, stage: Stage, tokens: int, samples: Samples, args: 
     """A line for each candidate of this compressor, stage and number of tokens."""
     vlm = build_model(compressor, tokens)
     features = open_feature_cache(
-        samples, vlm.cacheable_features, TOWER.image_size, {"compressor": f"{compressor} {tokens}"}, 1e10
+        samples, vlm.cacheable_features, TOWER.image_size, {"features": vlm.compressor.cached_content}, 1e10
     )
     assert features is not None
     steps = {

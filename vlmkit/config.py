@@ -76,7 +76,9 @@ class TrainConfig(Section):
         None, description="Samples of one forward pass on one rank; null: the whole share of the rank."
     )
     optim: OptimConfig = OptimConfig()
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: fp32 master weights, bf16 compute.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: fp32 master weights, bf16 compute; the frozen matrices of a VLM are held in bf16."
+    )
     compile: bool = Field(False, description="torch.compile each transformer block (needs a C++ compiler).")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="How ranks share the model: replicas or shards.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one.")
@@ -270,6 +272,12 @@ class CompressorConfig(Section):
     name: str = Field("avgpool", description="Registry name of the compressor.")
     num_visual_tokens: Positive | Annotated[list[Positive], Field(min_length=2)] = Field(
         16, description="Visual tokens the language model sees; a list trains one model for all of them (elastic)."
+    )
+
+    query: Literal["llm", "embed_mean", "none"] = Field(
+        "llm",
+        description="What a compressor that sees the question is told of it: the language model's last hidden state, "
+        "the mean of its input embeddings, or nothing.",
     )
 
     @field_validator("name")

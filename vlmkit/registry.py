@@ -104,6 +104,8 @@ class CompressorFacts:
     summary: str
     conditioned: bool
     """Whether the visual tokens depend on the question."""
+    elastic: bool
+    """Whether one model serves several token counts."""
     source: str
 
 
@@ -229,12 +231,30 @@ _LLMS = [
 _LLM_ALIASES = {size: f"qwen1.5-{size}" for size in ("0.5b", "1.8b", "4b", "7b", "14b", "32b", "72b")}
 
 _COMPRESSORS = [
-    CompressorFacts("avgpool", "mean over each k x k cell of the patch grid", False, "baseline, no parameters"),
+    CompressorFacts("none", "every patch is a visual token", False, False, "LLaVA-1.5, arXiv 2310.03744"),
+    CompressorFacts("avgpool", "mean over each k x k cell of the patch grid", False, True, "M3, arXiv 2405.17430"),
+    CompressorFacts("downsample", "the tower sees a smaller image", False, False, "arXiv 2510.07143"),
+    CompressorFacts(
+        "pixel_shuffle", "a cell's patches side by side, one linear layer", False, False, "InternVL, arXiv 2404.16821"
+    ),
+    CompressorFacts(
+        "tokenpacker", "shrunken patches attend to multi-level features of their cells", False, True, "arXiv 2407.02392"
+    ),
     CompressorFacts(
         "quecc",
         "cell-wise attention to multi-level features, with the question added",
         True,
+        False,
         "arXiv 2411.03312, Fig. 5",
+    ),
+    CompressorFacts(
+        "quecc+", "quecc as a residual of avgpool, the question behind a gate", True, False, "variant of this project"
+    ),
+    CompressorFacts(
+        "resampler", "learned queries over all patches, the first N of them", False, True, "MQT, arXiv 2405.19315"
+    ),
+    CompressorFacts(
+        "prune", "most attended patches, the rest merged; training-free", False, True, "VisionZip, arXiv 2412.04467"
     ),
 ]
 

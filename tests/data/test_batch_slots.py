@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 
 from vlmkit.contracts import Batch
 from vlmkit.data import batch_slots, loader
-from vlmkit.data.batch_slots import BatchSlots, stack_rows
+from vlmkit.data.batch_slots import BatchSlots, Rows, stack_rows
 from vlmkit.data.loader import Stream, eval_batches
 from vlmkit.errors import UserError
 
@@ -151,6 +151,17 @@ def test_memory_is_sent_once_and_again_when_it_is_made_anew() -> None:
         assert batch.keys() == {"x"} and torch.equal(batch["x"], torch.arange(size))
         del batch
         assert slots._taken.sum() == 0
+
+
+@pytest.mark.parametrize("num_channels_last", [0, 1, 2])
+def test_channels_stay_last_in_memory_where_they_are_so_in_all_rows(num_channels_last: int) -> None:
+    first, last = torch.randint(0, 256, (3, 4, 5)).byte(), torch.randint(0, 256, (4, 5, 3)).byte().permute(2, 0, 1)
+    rows = [last] * num_channels_last + [first] * (2 - num_channels_last)
+    slots = BatchSlots(1)
+    placed = slots.received(slots.place({"x": Rows(rows)}, 0))["x"]
+    for stacked in (placed, Rows(rows).stack()):
+        assert torch.equal(stacked, torch.stack(rows))
+        assert stacked.is_contiguous(memory_format=torch.channels_last) == (num_channels_last == 2)
 
 
 def test_rows_outside_of_loader_processes_are_stacked_at_once() -> None:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vlmkit.data import color
 from vlmkit.data.color import ColorJitter, to_gray
+from vlmkit.data.draws import Draws
 
 
 def random_image() -> torch.Tensor:
@@ -48,13 +49,13 @@ def test_gray_equals_torchvisions_but_for_rounding() -> None:
     assert (gray.int() - F.rgb_to_grayscale(random_image(), 3).int()).abs().max() <= 1
 
 
-def test_jitter_depends_on_its_generator_alone() -> None:
+def test_jitter_depends_on_its_draws_alone() -> None:
     jitter, image = ColorJitter((0.4, 0.4, 0.4, 0.1)), random_image()
     before = image.clone()
-    outputs = [jitter(image, torch.Generator().manual_seed(seed)) for seed in range(10)]
+    outputs = [jitter(image, Draws(seed)) for seed in range(10)]
     state = torch.get_rng_state()
     torch.manual_seed(99)
-    assert all(torch.equal(jitter(image, torch.Generator().manual_seed(seed)), outputs[seed]) for seed in range(10))
+    assert all(torch.equal(jitter(image, Draws(seed)), outputs[seed]) for seed in range(10))
     torch.set_rng_state(state)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(image, before)
@@ -64,7 +65,7 @@ def test_jitter_depends_on_its_generator_alone() -> None:
 
 def test_no_strength_changes_nothing() -> None:
     image = all_colors()
-    assert (ColorJitter((0, 0, 0, 0))(image, torch.Generator()).int() - image.int()).abs().max() <= 1
+    assert (ColorJitter((0, 0, 0, 0))(image, Draws(0)).int() - image.int()).abs().max() <= 1
 
 
 def test_strengths_have_the_distribution_of_torchvisions_jitter() -> None:
@@ -72,8 +73,8 @@ def test_strengths_have_the_distribution_of_torchvisions_jitter() -> None:
     strengths = (0.32, 0.32, 0.32, 0.08)
     image = torch.tensor([200, 90, 60], dtype=torch.uint8)[:, None, None].expand(3, 2, 2).contiguous()
     image[:, 1, 1] = torch.tensor([20, 200, 240], dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    ours = torch.stack([ColorJitter(strengths)(image, generator) for _ in range(2000)]).double()
+    draws = Draws(0)
+    ours = torch.stack([ColorJitter(strengths)(image, draws) for _ in range(2000)]).double()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         peer = TorchvisionColorJitter(*strengths)

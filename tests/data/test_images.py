@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from vlmkit.config import AugmentConfig
 from vlmkit.data import images
 from vlmkit.data.color import to_gray
+from vlmkit.data.draws import Draws
 from vlmkit.data.images import BadImage, EvalTransform, PadTransform, TrainTransform, decode_image
 from vlmkit.registry import CLIP_MEAN
 
@@ -206,20 +207,20 @@ def test_eval_transform_is_resize_and_centre_crop(shape: tuple[int, int]) -> Non
     assert torch.equal(EvalTransform(32)(image), peer(image))
 
 
-def test_train_transform_depends_on_its_generator_alone() -> None:
+def test_train_transform_depends_on_its_draws_alone() -> None:
     transform = TrainTransform(24, AugmentConfig(crop_scale=(0.3, 1.0), flip=0.5))
     image = decode_image(PIXELS)
-    outputs = [transform(image, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    outputs = [transform(image, Draws(seed)) for seed in range(20)]
     state = torch.get_rng_state()
     torch.manual_seed(123)
-    again = [transform(image, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    again = [transform(image, Draws(seed)) for seed in range(20)]
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
     assert len({output.numpy().tobytes() for output in outputs}) == 20
     assert all(output.shape == (3, 24, 24) and output.dtype == torch.uint8 for output in outputs)
     torch.manual_seed(123)
     expected = torch.rand(1)
     torch.manual_seed(123)
-    transform(image, torch.Generator().manual_seed(0))
+    transform(image, Draws(0))
     assert torch.equal(torch.rand(1), expected)
     torch.set_rng_state(state)
 
@@ -229,12 +230,12 @@ def test_crops_have_the_distribution_of_random_resized_crop() -> None:
     scale = (0.2, 0.8)
     transform = TrainTransform(8, AugmentConfig(crop_scale=scale))
     peer = v2.RandomResizedCrop(8, scale=scale)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     image = torch.zeros(3, 300, 400)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = [peer.make_params([image]) for _ in range(4000)]
-    ours = np.array([transform._draw_crop(300, 400, generator) for _ in range(4000)])
+    ours = np.array([transform._draw_crop(300, 400, draws) for _ in range(4000)])
     reference = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
     for statistic in (
         lambda c: c[:, 2] * c[:, 3] / 120_000,
@@ -248,9 +249,7 @@ def test_crops_have_the_distribution_of_random_resized_crop() -> None:
 
 
 def test_images_that_no_crop_fits_are_cut_at_the_centre() -> None:
-    top, left, height, width = TrainTransform(8, AugmentConfig(crop_scale=(0.9, 1.0)))._draw_crop(
-        10, 400, torch.Generator().manual_seed(0)
-    )
+    top, left, height, width = TrainTransform(8, AugmentConfig(crop_scale=(0.9, 1.0)))._draw_crop(10, 400, Draws(0))
     assert (top, height) == (0, 10)
     assert width == round(10 * 4 / 3)
     assert left == (400 - width) // 2
@@ -258,11 +257,11 @@ def test_images_that_no_crop_fits_are_cut_at_the_centre() -> None:
 
 def test_cropping_and_flipping_can_be_turned_off() -> None:
     image = decode_image(PIXELS)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     plain = TrainTransform(24, AugmentConfig(crop_scale=(1.0, 1.0), flip=0.0))
-    assert torch.equal(plain(image, generator), EvalTransform(24)(image))
+    assert torch.equal(plain(image, draws), EvalTransform(24)(image))
     flipped = TrainTransform(24, AugmentConfig(crop_scale=(1.0, 1.0), flip=1.0))
-    assert torch.equal(flipped(image, generator), EvalTransform(24)(image).flip(-1))
+    assert torch.equal(flipped(image, draws), EvalTransform(24)(image).flip(-1))
 
 
 def test_colour_jitter_and_greying_happen_as_often_as_asked() -> None:
@@ -270,10 +269,10 @@ def test_colour_jitter_and_greying_happen_as_often_as_asked() -> None:
     jittered = TrainTransform(24, AugmentConfig(crop_scale=(1, 1), color_jitter=(0.4, 0.4, 0.4, 0.1)))
     gray = TrainTransform(24, AugmentConfig(crop_scale=(1, 1), grayscale_prob=0.2))
     plain = EvalTransform(24)(image)
-    generator = torch.Generator().manual_seed(0)
-    changed = sum(not torch.equal(jittered(image, generator), plain) for _ in range(500)) / 500
+    draws = Draws(0)
+    changed = sum(not torch.equal(jittered(image, draws), plain) for _ in range(500)) / 500
     assert changed == pytest.approx(0.8, abs=0.06)
-    outputs = [gray(image, generator) for _ in range(500)]
+    outputs = [gray(image, draws) for _ in range(500)]
     greyed = sum(bool((output[0] == output[1]).all() and (output[1] == output[2]).all()) for output in outputs) / 500
     assert greyed == pytest.approx(0.2, abs=0.06)
     assert all(output.dtype == torch.uint8 and output.shape == (3, 24, 24) for output in outputs)
@@ -284,8 +283,8 @@ def test_colour_does_not_change_what_is_cropped() -> None:
     image = decode_image(PIXELS)
     crop = {"crop_scale": (0.3, 0.6), "flip": 0.5}
     for seed in range(5):
-        plain = TrainTransform(24, AugmentConfig(**crop))(image, torch.Generator().manual_seed(seed))
-        gray = TrainTransform(24, AugmentConfig(**crop, grayscale_prob=1))(image, torch.Generator().manual_seed(seed))
+        plain = TrainTransform(24, AugmentConfig(**crop))(image, Draws(seed))
+        gray = TrainTransform(24, AugmentConfig(**crop, grayscale_prob=1))(image, Draws(seed))
         assert torch.equal(gray, to_gray(plain))
 
 

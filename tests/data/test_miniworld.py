@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld import FAMILIES, VERSION, MiniWorld
 from vlmkit.data.miniworld.drawing import draw_image
-from vlmkit.data.miniworld.draws import Draws
 from vlmkit.data.miniworld.facts import ALLY, FACTS, RELATIONS, WORDS
 from vlmkit.data.miniworld.scenes import BADGES, CHARACTERS, COLORS, SHAPES, Item, Scene, split_of
 from vlmkit.errors import UserError

@@ -109,6 +109,19 @@ def test_features_are_transformers_hidden_states(tmp_path: Path, family: str, si
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", REFERENCES)
+def test_attention_is_that_of_the_penultimate_block(tmp_path: Path, family: str) -> None:
+    name = save(tmp_path, family)
+    features = find_tower(name).eval()(images(), frozenset({"patches", "attention", "keys"}))
+    reference = REFERENCES[family].from_pretrained(name, attn_implementation="eager").eval()
+    weights = reference(normalised(images()), output_attentions=True).attentions[-2].mean(dim=1)
+    prefix = PREFIX[family]
+    received = weights[:, 0] if prefix else weights.mean(dim=1)
+    torch.testing.assert_close(features.attention, received[:, prefix:], rtol=1e-4, atol=1e-6)
+    assert features.keys.shape == (2, 16, 16)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("side", [32, 48])
 def test_siglip2_is_fed_as_its_own_processor_feeds_it(tmp_path: Path, side: int) -> None:
     name = save(tmp_path, "siglip2")

@@ -22,7 +22,7 @@ from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.errors import UserError
 from vlmkit.models.open_clip_layout import config_from_facts
-from vlmkit.models.vision_tower import VisionTower
+from vlmkit.models.vision_tower import VisionTower, build_tower
 from vlmkit.models.vlm import VLM
 
 TOWER = config_from_facts(registry.VisionTowerFacts("t", width=16, layers=3, heads=2, patch_size=8, image_size=32))
@@ -178,6 +178,26 @@ def test_text_without_images_still_reaches_every_trained_parameter(compressor: s
         assert parameter.grad is not None and not parameter.grad.any(), name
     model.eval()
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, loss)
+
+
+@pytest.mark.parametrize("compressor", ["tokenpacker", "prune"])
+def test_a_compressor_that_reads_what_the_tower_does_not_have_is_refused_at_once(compressor: str) -> None:
+    choice = CompressorConfig(name=compressor, num_visual_tokens=1)
+    with pytest.raises(UserError, match="choose a ViT"):
+        VLM.join(build_tower("timm:test_resnet"), AutoModelForCausalLM.from_config(LLMS["llama"]), choice, IMAGE, 0)
+
+
+@pytest.mark.parametrize("compressor", sorted(set(registry.COMPRESSORS) - {"avgpool", "quecc"}))
+def test_every_compressor_trains_and_gives_the_same_tokens_from_its_cache(compressor: str) -> None:
+    tokens = 16 if compressor in ("none", "downsample") else 4
+    model, inputs = make(compressor=compressor, tokens=tokens).train(), batch(tokens=0)
+    del inputs["input_ids"], inputs["attention_mask"]
+    pixels = inputs.pop("pixel_values")
+    tokens_of_cache = model.visual_tokens(image_features=model.cacheable_features(pixels), **inputs)
+    assert tokens_of_cache is not None and tokens_of_cache.shape == (2, tokens, 32)
+    torch.testing.assert_close(tokens_of_cache, model.visual_tokens(pixels, **inputs))
+    tokens_of_cache.square().sum().backward()
+    assert all(p.grad is not None for part in (model.compressor, model.projector) for p in part.parameters())
 
 
 def test_fresh_parts_depend_on_the_seed_alone() -> None:

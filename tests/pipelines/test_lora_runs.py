@@ -104,6 +104,24 @@ def test_a_trained_tower_moves_and_its_features_are_never_cached(
     assert "0" in changed and last not in changed and "visual.ln_post.weight" not in changed
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
+def test_four_bits_train_beside_bf16_and_resume_exactly(tower_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain = recipe("lora", tower_run, finetune={"device": "cuda", "precision": "bf16"})
+    quantized = vary(plain, {"lora.quantize": "nf4"})
+    for name, given in (("plain", plain), ("straight", quantized)):
+        train_vlm(given, tmp_path / name)
+    with pytest.raises(Crash):
+        train_vlm(quantized, tmp_path / "crashed", CrashAt(5))
+    train_vlm(quantized, tmp_path / "crashed")
+    plain_losses, losses, resumed = (
+        metrics_of(tmp_path / name, "train/loss") for name in ("plain", "straight", "crashed")
+    )
+    assert losses == resumed and losses == pytest.approx(plain_losses, rel=0.1)
+    assert weights_of(tmp_path / "straight").keys() == weights_of(tmp_path / "plain").keys()
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("kind", ["lora", "tower"])
 def test_two_ranks_train_like_one_process(kind: str, tower_run: Path, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def make(compressor: str = "avgpool", stage: str = "finetune", lora: bool = Fals
     llm, choice = AutoModelForCausalLM.from_config(config), CompressorConfig(name=compressor, num_visual_tokens=4)
     model = VLM.join(VisionTower(TOWER), llm, choice, image_token_id, 0)
     if lora:
+        pytest.importorskip("peft")
         add_adapters(model.language_model, LoRAConfig(r=4, alpha=8, dropout=0.0), seed=0)
     return VLMTask(model, TOKENIZER, stage, **options)  # type: ignore[arg-type]
 

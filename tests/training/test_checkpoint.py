@@ -16,9 +16,18 @@ from vlmkit.training.checkpoint import Checkpointer, tensors_of, whole_checkpoin
 from vlmkit.training.optim import Optimizer
 
 
+class FourBit(torch.nn.Linear):
+    """A frozen layer that says in its state how its weight is held, as bitsandbytes' do."""
+
+    def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[arg-type]
+        destination[f"{prefix}weight.absmax"] = torch.ones(3)
+
+
 def new(directory: Path, keep: int = 2, asynchronous: bool = False) -> Checkpointer:
     task = ToyTask(0.0)
     task.unused = torch.nn.Linear(3, 3)  # trainable, never given a gradient
+    task.frozen_too = FourBit(3, 3).requires_grad_(False)
     optimizer = Optimizer(task, OptimConfig(), total_steps=10)
     context = distributed.setup("cpu")
     return Checkpointer(directory, context, task, optimizer.adamw, keep, asynchronous)

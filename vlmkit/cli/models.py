@@ -51,8 +51,11 @@ def models(as_json: JsonOption = False) -> None:
     )
     print_table(
         "Compressors (--compressor)",
-        ["name", "visual tokens", "sees the question", "defined in"],
-        [(c.name, c.summary, "yes" if c.conditioned else "no", c.source) for c in registry.COMPRESSORS.values()],
+        ["name", "visual tokens", "sees the question", "several counts", "defined in"],
+        [
+            (c.name, c.summary, "yes" if c.conditioned else "no", "yes" if c.elastic else "no", c.source)
+            for c in registry.COMPRESSORS.values()
+        ],
     )
     print_table(
         "Data sources (--data)",

@@ -33,7 +33,9 @@ def train_vlm(
         str | None, typer.Option("--llm", help="Language model: name, size such as 7b, hub id or local directory.")
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Visual tokens; must tile the patch grid.")] = None,
-    compressor: Annotated[str | None, typer.Option("--compressor", help="avgpool or quecc.")] = None,
+    compressor: Annotated[
+        str | None, typer.Option("--compressor", help="How patches become visual tokens: see `vlmkit models`.")
+    ] = None,
     vision_tower: Annotated[
         str | None,
         typer.Option("--vision-tower", help="Vision tower: a SuperClass run, a name, a hub id or directory."),

@@ -14,9 +14,9 @@ from vlmkit.data.batch_slots import stack_rows
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.corpus import read_captions
+from vlmkit.data.draws import Draws
 from vlmkit.data.feature_cache import FeatureCache
 from vlmkit.data.images import EvalTransform, TrainTransform, decode_image
-from vlmkit.data.order import stable_hash
 from vlmkit.data.samples import BadSample, CaptionSample
 
 PAD_LABEL = -1
@@ -59,20 +59,20 @@ class CaptionLoader:
         self._train = TrainTransform(image_size, augment) if augment else None
 
     def __call__(self, index: int, epoch: int) -> CaptionItem:
-        generator = torch.Generator().manual_seed(stable_hash(self.seed, index, epoch))
+        draws = Draws(self.seed, index, epoch)
         if self._features is not None:
-            caption = _draw(read_captions(self.source, index), generator)
+            caption = _draw(read_captions(self.source, index), draws)
             image = _single(self._features[index])
         else:
             sample = self.source[index]
-            caption = _draw(sample.captions, generator)
+            caption = _draw(sample.captions, draws)
             decoded = decode_image(sample.image)
-            image = self._train(decoded, generator) if self._train else self._eval(decoded)
+            image = self._train(decoded, draws) if self._train else self._eval(decoded)
         return CaptionItem(image, caption)
 
 
-def _draw(captions: Sequence[str], generator: torch.Generator) -> str:
-    caption = captions[int(torch.randint(len(captions), (), generator=generator))]
+def _draw(captions: Sequence[str], draws: Draws) -> str:
+    caption = draws.pick(captions)
     if not repair(caption):
         raise BadSample(f"caption {caption!r} holds nothing to read")
     return caption

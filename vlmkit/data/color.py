@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from vlmkit.data.draws import Draws
+
 LUMA = (0.2989, 0.587, 0.114)
 """Shares of red, green and blue in the brightness that the eye sees (ITU-R BT.601, as in Pillow and torchvision)."""
 
@@ -23,17 +25,16 @@ class ColorJitter:
     """Change brightness, contrast, saturation and hue of uint8 [3, H, W] by random amounts, in random order.
 
     ``strengths`` (b, c, s, h): the factors of the first three are uniform in [max(0, 1 - b), 1 + b] and so on, the turn
-    of the hue is uniform in [-h, h] of a full circle. All randomness comes from the generator of the call.
+    of the hue is uniform in [-h, h] of a full circle. All randomness comes from the draws of the call.
     """
 
     def __init__(self, strengths: tuple[float, float, float, float]) -> None:
         *factors, self._hue = strengths
         self._factors = [(max(0.0, 1 - strength), 1 + strength) for strength in factors]
 
-    def __call__(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        draws = torch.rand(4, generator=generator).tolist()
-        factors = [low + (high - low) * draw for (low, high), draw in zip(self._factors, draws, strict=False)]
-        turn = self._hue * (2 * draws[3] - 1)
+    def __call__(self, image: torch.Tensor, draws: Draws) -> torch.Tensor:
+        factors = [draws.uniform(low, high) for low, high in self._factors]
+        turn = draws.uniform(-self._hue, self._hue)
         operations: list[tuple[Callable[[torch.Tensor, float], torch.Tensor], float]] = [
             (_brightness, factors[0]),
             (_contrast, factors[1]),
@@ -41,8 +42,7 @@ class ColorJitter:
             (_hue, turn),
         ]
         values = image.to(torch.float32, memory_format=torch.contiguous_format)
-        for position in torch.randperm(4, generator=generator).tolist():
-            operation, amount = operations[position]
+        for operation, amount in draws.shuffled(operations):
             values = operation(values, amount)
         return values.round_().to(torch.uint8)
 

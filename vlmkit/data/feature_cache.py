@@ -123,7 +123,7 @@ def open_feature_cache(
 
     None, and a warning, if it takes more than ``max_bytes`` by ``cache_bytes``.
 
-    ``key`` says what ``compute`` does, e.g. the tower's fingerprint and the name and tokens of the compressor; together
+    ``key`` says what ``compute`` does, e.g. the tower's fingerprint and what is kept of its features; together
     with the source's fingerprint, the preprocessing and the ``dtype`` kept (float16 or float32) it names the cache.
     ``preprocessing`` is what the loader does that takes the features in place of images: "pad" (``PadTransform``) or
     "crop" (``EvalTransform``). ``progress`` hears (samples done, of all).

@@ -104,7 +104,7 @@ def caption(
             conversations,
             lambda pixels: vlm.cacheable_features(pixels.to(device)),
             tower.image_size,
-            {"tower": tower.fingerprint(), "compressor": f"{compressor.name} {num_tokens}"},
+            {"tower": tower.fingerprint(), "features": vlm.compressor.cached_content},
             CACHE_LIMIT,
             progress=report,
         )

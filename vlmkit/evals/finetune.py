@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from vlmkit.config import AugmentConfig, OptimConfig, TrainConfig
 from vlmkit.contracts import Batch, LossOutput
+from vlmkit.data.draws import Draws
 from vlmkit.data.images import TrainTransform, decode_image
 from vlmkit.data.loader import Stream
-from vlmkit.data.order import stable_hash
 from vlmkit.data.sources import LabelledSource
 from vlmkit.evals.probes.features import read_out, shared_attributes
 from vlmkit.evals.probes.result import ProbeResult
@@ -98,9 +98,8 @@ class LabelledLoader:
 
     def __call__(self, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         sample = self._source[index]
-        generator = torch.Generator().manual_seed(stable_hash(index, epoch))
         labels = torch.tensor([sample.labels.get(name, NO_LABEL) for name in self._attributes])
-        return self._transform(decode_image(sample.image), generator), labels
+        return self._transform(decode_image(sample.image), Draws(index, epoch)), labels
 
 
 def collate_labelled(items: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Batch:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vlmkit.models.open_clip_layout import (
     read_config,
     recorded_pooling,
 )
+from vlmkit.models.patch_attention import attention_inputs, check_readable, queries_and_keys, received_attention
 from vlmkit.models.seeding import seeded
 from vlmkit.runs import open_model
 
@@ -93,37 +95,61 @@ class VisionTower(nn.Module):
         """timm's network; None in open_clip's ViT."""
         return getattr(self.visual, "trunk", None)
 
+    @property
+    def _is_convnet(self) -> bool:
+        return self._network is not None and not timm_network.is_isotropic(self._network)
+
     def forward(
         self, pixel_values: torch.Tensor, requires: frozenset[str], levels: tuple[int, ...] = ()
     ) -> VisionFeatures:
-        """The features that ``requires`` names, a subset of {"patches", "levels"}; no block past the last is run.
+        """The features that ``requires`` names: fields of VisionFeatures. No block past the last of them is run.
 
         ``levels`` are block indices counted from 0; their outputs are concatenated in the order given. Raises UserError
-        where levels are asked of a convnet, whose stages have grids of their own.
+        as :meth:`check_gives` does.
         """
-        assert requires and requires <= {"patches", "levels"}, f"unknown features {sorted(requires)}"
+        self.check_gives(requires)
         pixel_values = self._normalised(pixel_values)
-        if self._network is not None and not timm_network.is_isotropic(self._network):
-            if "levels" in requires:
-                raise UserError(
-                    "A convnet's stages have grids of different sizes, so only ViTs give features of several levels; "
-                    "choose a ViT, or a compressor that reads patches alone (avgpool)."
-                )
+        if self._is_convnet:
             return VisionFeatures(self.grid, patches=timm_network.last_feature_map(self._network, pixel_values))
         penultimate = self.num_layers - 2
-        wanted = {penultimate} if "patches" in requires else set()
-        if "levels" in requires:
-            wanted |= set(levels)
-        blocks = sorted(wanted)
-        outputs = self.visual.forward_intermediates(  # type: ignore[operator]
-            pixel_values, indices=blocks, stop_early=True, intermediates_only=True, output_fmt="NLC"
-        )["image_intermediates"]
+        blocks = sorted({penultimate, *levels} if requires != {"levels"} else {*levels})
+        reads_attention = bool(requires & {"attention", "keys"})
+        reader = (
+            attention_inputs(self.blocks()[penultimate]) if reads_attention else nullcontext[list[torch.Tensor]]([])
+        )
+        with reader as inputs:
+            outputs = self.visual.forward_intermediates(  # type: ignore[operator]
+                pixel_values, indices=blocks, stop_early=True, intermediates_only=True, output_fmt="NLC"
+            )["image_intermediates"]
         by_block = dict(zip(blocks, outputs, strict=True))
+        attention, keys = self._patch_attention(penultimate, inputs[0]) if reads_attention else (None, None)
         return VisionFeatures(
             grid=self.grid,
             patches=by_block[penultimate] if "patches" in requires else None,
             levels=torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
+            attention=attention,
+            keys=keys,
         )
+
+    def check_gives(self, requires: frozenset[str]) -> None:
+        """Raise UserError if the tower does not have these fields of VisionFeatures.
+
+        A convnet's stages have grids of their own and no attention; that of some ViTs cannot be read.
+        """
+        if self._is_convnet and requires != {"patches"}:
+            raise UserError(
+                "A convnet's stages have grids of different sizes and no attention, so only ViTs give features of "
+                "several levels; choose a ViT, or a compressor that reads patches alone (avgpool)."
+            )
+        if requires & {"attention", "keys"}:
+            check_readable(self.blocks()[-2])
+
+    def _patch_attention(self, block: int, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``attention`` and ``keys`` of VisionFeatures, from what a block's attention was given."""
+        queries, keys = queries_and_keys(self.blocks()[block], inputs)
+        prefix = inputs.shape[1] - self.grid[0] * self.grid[1]
+        attention = received_attention(queries, keys, prefix, from_class_token=self.pooling == "tok")
+        return attention, keys.mean(dim=1)[:, prefix:]
 
     def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """One vector an image: [B, D].

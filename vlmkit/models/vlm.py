@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,8 +23,8 @@ from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.errors import UserError
 from vlmkit.models.compressors import CompressorShape, build_compressor
-from vlmkit.models.features import VisionFeatures
 from vlmkit.models.projector import build_projector
+from vlmkit.models.questions import question_encoder
 from vlmkit.models.seeding import seeded
 from vlmkit.models.towers import tower_from_config
 from vlmkit.models.vision_tower import VisionTower
@@ -39,7 +38,8 @@ class VLMConfig(PreTrainedConfig):
 
     ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
     ``compressor`` and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it
-    is elastic); ``image_token_id`` marks their places.
+    is elastic); ``image_token_id`` marks their places; ``query`` says what a compressor is told of the question: llm,
+    embed_mean or none (:mod:`vlmkit.models.questions`).
     """
 
     model_type = "vlmkit"
@@ -52,6 +52,7 @@ class VLMConfig(PreTrainedConfig):
         compressor: str = "avgpool",
         token_counts: Sequence[int] = (16,),
         image_token_id: int | None = None,
+        query: str = "llm",
         **kwargs: Any,
     ) -> None:
         self.vision_config = vision_config or {}
@@ -59,6 +60,7 @@ class VLMConfig(PreTrainedConfig):
         self.compressor = compressor
         self.token_counts = sorted(token_counts)
         self.image_token_id = image_token_id
+        self.query = query
         if isinstance(self.text_config, PreTrainedConfig):
             kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
             # The base class hands its own choice down: None would silently turn off the masks of a model in use.
@@ -90,7 +92,8 @@ class VLM(PreTrainedModel):
     """Visual tokens take the places of ``<image>`` in the text; the language model reads both.
 
     ``VLM(config)`` has fresh weights; parts given are used as they are. Images given as features leave the tower out.
-    Raises UserError if one of ``config.token_counts`` does not tile the tower's patch grid.
+    Raises UserError if the compressor cannot make one of ``config.token_counts`` of the tower's patch grid, or reads
+    features that the tower does not have.
     """
 
     config_class = VLMConfig
@@ -111,11 +114,18 @@ class VLM(PreTrainedModel):
         tower = vision_tower if vision_tower is not None else tower_from_config(config.vision_config)
         llm = language_model if language_model is not None else AutoModelForCausalLM.from_config(config.text_config)
         text_width = llm.get_input_embeddings().get_parameter("weight").shape[1]
+        self.question_encoder = question_encoder(config.query)
         shape = CompressorShape(
-            tower.width, tower.num_layers, tower.patch_size, tower.grid, text_width, tuple(config.token_counts)
+            tower.width,
+            tower.num_layers,
+            tower.patch_size,
+            tower.grid,
+            None if self.question_encoder is None else text_width,
+            tuple(config.token_counts),
         )
         self.vision_tower = tower
         self.compressor = build_compressor(config.compressor, shape)
+        tower.check_gives(self.compressor.requires)
         self.projector = build_projector(tower.width, text_width)
         self.language_model = llm
         self.post_init()
@@ -134,7 +144,12 @@ class VLM(PreTrainedModel):
         Compressor and projector get fresh weights, a function of ``seed`` alone.
         """
         config = VLMConfig(
-            vision_tower.config, language_model.config, compressor.name, compressor.counts, image_token_id
+            vision_tower.config,
+            language_model.config,
+            compressor.name,
+            compressor.counts,
+            image_token_id,
+            compressor.query,
         )
         with seeded(seed):
             return cls(config, vision_tower, language_model)
@@ -157,29 +172,15 @@ class VLM(PreTrainedModel):
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features of the tower as the compressor reads them: [B, P, C], with a gradient where the tower trains.
 
-        The compressor's parameter-free part is applied; its required fields lie side by side along C.
+        What it holds is the compressor's ``cached_content``, of its ``cached_shape``.
         """
         features = self.vision_tower(pixel_values, self.compressor.requires, self.compressor.levels)
-        features = self.compressor.precompute(features)
-        return torch.cat([field for field in (features.patches, features.levels) if field is not None], dim=-1)
+        return self.compressor.to_cache(features)
 
-    def _features(self, cached: torch.Tensor) -> VisionFeatures:
-        side = math.isqrt(cached.shape[1])
-        width = self.vision_tower.width if "patches" in self.compressor.requires else 0
-        levels = cached[..., width:] if "levels" in self.compressor.requires else None
-        return VisionFeatures(grid=(side, side), patches=cached[..., :width] if width else None, levels=levels)
-
-    @torch.no_grad()
     def question_vector(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The language model's last hidden state (after its final norm) at the last token of each question: [B, H].
-
-        The questions stand alone, right-padded, and every one has at least one token (arXiv 2411.03312, Figure 5).
-        """
-        lengths = attention_mask.sum(dim=1)
-        states = self.language_model.get_decoder()(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        return states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        """What the compressor is told of right-padded questions, by ``config.query``: [B, H], without gradients."""
+        assert self.question_encoder is not None
+        return self.question_encoder(self.language_model, input_ids, attention_mask)
 
     def visual_tokens(
         self,
@@ -210,7 +211,9 @@ class VLM(PreTrainedModel):
                     "give query_input_ids and query_attention_mask, one row for each image."
                 )
             query = self.question_vector(query_input_ids, query_attention_mask)
-        return self.projector(self.compressor(self._features(features), query, self.config.num_visual_tokens))
+        return self.projector(
+            self.compressor(self.compressor.from_cache(features), query, self.config.num_visual_tokens)
+        )
 
     def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.
@@ -250,7 +253,7 @@ class VLM(PreTrainedModel):
         visual = self.visual_tokens(pixel_values, image_features, image_index, query_input_ids, query_attention_mask)
         embeds = self.merge(input_ids, visual)
         if visual is None and self.training:
-            embeds = embeds + self._no_image_anchor()
+            embeds = embeds + self._no_image_anchor(input_ids)
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             # Additive, because eager attention adds the mask: a boolean one would be taken for zeros and ones.
             lowest = torch.finfo(embeds.dtype).min
@@ -276,17 +279,20 @@ class VLM(PreTrainedModel):
         hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
         return self.get_output_embeddings()(hidden[:, :-1][kept])
 
-    def _no_image_anchor(self) -> torch.Tensor:
+    def _no_image_anchor(self, input_ids: torch.Tensor) -> torch.Tensor:
         """A zero that depends on all that reads images, so that all ranks reduce the same gradients on any batch."""
         tower, weight = self.vision_tower, next(self.projector.parameters())
         if any(parameter.requires_grad for parameter in tower.parameters()):
             black = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8, device=weight.device)
             encoded = self.encode_images(black).to(weight.dtype)
         else:
-            fields = ("patches" in self.compressor.requires) + len(self.compressor.levels)
-            encoded = weight.new_zeros(1, tower.grid[0] * tower.grid[1], fields * tower.width)
-        features = self._features(encoded)
-        query = weight.new_zeros(1, self.compressor.shape.text_width) if self.compressor.conditioned else None
+            encoded = weight.new_zeros(1, *self.compressor.cached_shape)
+        features = self.compressor.from_cache(encoded)
+        query = None
+        if self.compressor.conditioned:
+            # A question, too, is read on every rank: a sharded language model waits for all of them.
+            token = input_ids[:1, :1]
+            query = self.question_vector(token, torch.ones_like(token))
         return 0.0 * self.projector(self.compressor(features, query, self.config.num_visual_tokens)).sum()
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ def flops_per_sample(vlm: VLM, sample: MeanSample, recompute: bool, cached: bool
 
     ``vlm`` lies on the meta device, and what the stage trains requires gradients. ``recompute``: the language model's
     layers are checkpointed; ``cached``: the tower's features are read, not computed. The compressor counts with the
-    projector. Gradients reach the visual tokens through every layer of a frozen language model too.
+    projector, and the query pass of every question, though a frozen language model reads none twice. Gradients reach the visual tokens through every layer of a frozen language model too.
     """
     tower, compressor = visual_flops(vlm)
     layers = language_layers(vlm)
@@ -91,7 +91,8 @@ def flops_per_sample(vlm: VLM, sample: MeanSample, recompute: bool, cached: bool
     back = sample.sequences * layers.backward_flops(length, _matrix_weights(vlm, trained=True))
     head = vlm.get_output_embeddings().get_parameter("weight")
     logits = 2 * head.numel() * sample.labels
-    query = layers.forward_flops(sample.question_tokens) if vlm.compressor.conditioned else 0.0
+    reads = vlm.compressor.conditioned and vlm.config.query == "llm"
+    query = layers.forward_flops(sample.question_tokens) if reads else 0.0
     return {
         "tower": PartFlops() if cached else _times(sample.images, tower),
         "compressor": _times(sample.blocks, compressor),
@@ -137,8 +138,9 @@ def visual_flops(vlm: VLM) -> tuple[PartFlops, PartFlops]:
 
 def visual_tokens(vlm: VLM, features: torch.Tensor) -> torch.Tensor:
     """Compressor and projector alone, for questions that stand as vectors: [B, P, C] -> [B, num_visual_tokens, H]."""
-    query = features.new_empty(len(features), vlm.compressor.shape.text_width) if vlm.compressor.conditioned else None
-    return vlm.projector(vlm.compressor(vlm._features(features), query, vlm.config.num_visual_tokens))
+    width = vlm.config.text_config.hidden_size
+    query = features.new_empty(len(features), width) if vlm.compressor.conditioned else None
+    return vlm.projector(vlm.compressor(vlm.compressor.from_cache(features), query, vlm.config.num_visual_tokens))
 
 
 def _forward_and_backward(compute: Callable[[], torch.Tensor]) -> PartFlops:

@@ -11,9 +11,7 @@ import torch
 
 from vlmkit import registry
 from vlmkit.config import PretrainRecipe, TrainConfig, VLMRecipe
-from vlmkit.contracts import Source
 from vlmkit.data.feature_cache import cache_bytes
-from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.models.adapters import add_adapters
 from vlmkit.models.llm import llm_config
@@ -99,7 +97,7 @@ def _plan_stage(recipe: VLMRecipe, stage: Stage) -> _StagePlan:
     task = planned_task(recipe, stage)
     vlm = task.model
     sample = MeanSample.of(source, vlm.config.num_visual_tokens, vlm.compressor.conditioned)
-    cache = _cache_bytes(vlm, source)
+    cache = cache_bytes(source, vlm.compressor.cached_shape)
     cached = recipe.feature_cache and not task.train_tower and cache <= recipe.cache_limit_gb * 1e9
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     flops = flops_per_sample(vlm, sample, recipe.llm.gradient_checkpointing, cached)
@@ -127,20 +125,15 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     else:
         note = name
     config = VLMConfig(
-        find_tower_config(name, tower_image_size(recipe)),
+        find_tower_config(name, tower_image_size(name, recipe)),
         llm_config(recipe.llm),
         recipe.compressor.name,
         recipe.compressor.counts,
         image_token_id=0,
+        query=recipe.compressor.query,
     )
     with torch.device("meta"):
         return VLM(config), note
-
-
-def _cache_bytes(vlm: VLM, source: Source[ConversationSample]) -> int:
-    side = vlm.vision_tower.image_size
-    image = torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")
-    return cache_bytes(source, vlm.cacheable_features(image).shape[1:])
 
 
 def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:

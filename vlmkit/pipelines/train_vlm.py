@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from vlmkit import registry
-from vlmkit.config import DEFAULT_TOWER_RUN, DataConfig, TrainConfig, VLMRecipe
+from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN, Batch, Source
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
@@ -25,8 +25,9 @@ from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import add_adapters
+from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
 from vlmkit.models.llm import load_llm
-from vlmkit.models.towers import default_image_size, find_tower
+from vlmkit.models.towers import default_image_size, find_tower, find_tower_config, tower_from_config
 from vlmkit.models.vlm import VLM
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
 from vlmkit.runs import RunDirectory, open_model
@@ -121,16 +122,6 @@ class _Sources:
         return {"train": self.train.fingerprint} | ({"val": self.val.fingerprint} if self.val else {})
 
 
-def tower_image_size(recipe: VLMRecipe) -> int | None:
-    """The image side the tower is built for; None: its own. Where the recipe says nothing, ``default_image_size``'s
-    rule holds for language models that are not embedded."""
-    llm, tower = recipe.llm.name, recipe.vision_tower
-    embedded = registry.is_llm(llm) and registry.llm(llm).embedded
-    if tower.image_size or embedded or tower.name == DEFAULT_TOWER_RUN:
-        return tower.image_size
-    return default_image_size(tower.name)
-
-
 def _build(
     recipe: VLMRecipe, stage: Stage, init: str | None, context: DistributedContext
 ) -> tuple[VLM, PreTrainedTokenizerBase]:
@@ -152,7 +143,8 @@ def _join(recipe: VLMRecipe, stage: Stage, context: DistributedContext) -> tuple
     half = frozen and stage_settings(recipe, stage)[0].precision == "bf16"
     dtype = torch.bfloat16 if half else torch.float32
     llm, tokenizer = load_llm(recipe.llm, recipe.seed, dtype, context.device)
-    tower = find_tower(recipe.vision_tower.name, tower_image_size(recipe), recipe.seed)
+    name = recipe.vision_tower.name
+    tower = find_tower(name, tower_image_size(name, recipe), recipe.seed)
     image_token_id = tokenizer.get_vocab()[IMAGE_TOKEN]
     # Before its features are cached: batch norms of a tower in training mode would look at the batch.
     return VLM.join(tower.eval(), llm, recipe.compressor, image_token_id, recipe.seed), tokenizer
@@ -161,13 +153,31 @@ def _join(recipe: VLMRecipe, stage: Stage, context: DistributedContext) -> tuple
 def _continued(recipe: VLMRecipe, init: str) -> tuple[VLM, PreTrainedTokenizerBase]:
     """The model of an earlier VLM run."""
     vlm, tokenizer = load_vlm(init)
-    have, want = (vlm.config.compressor, vlm.config.token_counts), recipe.compressor
-    if have != (want.name, [*want.counts]):
+    have, want = vlm.config, recipe.compressor
+    if (have.compressor, have.token_counts, have.query) != (want.name, [*want.counts], want.query):
         raise UserError(
-            f"{init} has the compressor {have[0]} with {_listed(have[1])} tokens, but {want.name} with "
-            f"{_listed(want.counts)} is asked for; start from a run with the same compressor, or leave --init out."
+            f"{init} has the compressor {have.compressor} with {_listed(have.token_counts)} tokens and the query "
+            f"{have.query}, but {want.name} with {_listed(want.counts)} and {want.query} is asked for; start from a "
+            "run with the same compressor, or leave --init out."
         )
     return vlm, tokenizer
+
+
+def tower_image_size(name: str, recipe: VLMRecipe) -> int | None:
+    """The image size to build the tower called ``name`` for; None: its own.
+
+    It is the recipe's; where that says nothing and the language model is not embedded, ``default_image_size``; and a
+    smaller one where that is how the compressor makes fewer tokens. Raises UserError for a count that no smaller image
+    has.
+    """
+    llm, compressor = recipe.llm.name, recipe.compressor
+    embedded = registry.is_llm(llm) and registry.llm(llm).embedded
+    size = recipe.vision_tower.image_size or (None if embedded else default_image_size(name))
+    if COMPRESSORS[compressor.name].placement != "image":
+        return size
+    with torch.device("meta"):
+        full = tower_from_config(find_tower_config(name, size))
+    return shrunken_image_size(compressor.counts, full.grid, full.patch_size)
 
 
 def _listed(counts: Sequence[int]) -> str:
@@ -226,7 +236,6 @@ class _Feed:
         return ConversationLoader(source, self._encoder, self._vlm.vision_tower.image_size, cache)
 
     def _cache(self, source: Source[ConversationSample]) -> FeatureCache | None:
-        compressor = self._recipe.compressor
         progress = self._progress if self._context.is_main else None
         if progress:
             progress.start(len(source), 0, "features")
@@ -235,7 +244,7 @@ class _Feed:
                 source,
                 self._features,
                 self._vlm.vision_tower.image_size,
-                {"tower": self._tower, "compressor": f"{compressor.name} {max(compressor.counts)}"},
+                {"tower": self._tower, "features": self._vlm.compressor.cached_content},
                 self._recipe.cache_limit_gb * 1e9,
                 num_workers=self._train.num_workers,
                 progress=(lambda done, total: progress.update(done, {})) if progress else None,

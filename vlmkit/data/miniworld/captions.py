@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from vlmkit.data.miniworld.draws import Draws
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld.scenes import SCATTER_COLUMNS, Item, Scene
 from vlmkit.data.miniworld.words import NUMBERS, plural
 

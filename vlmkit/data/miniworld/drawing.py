@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vlmkit.data.miniworld.draws import Draws
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld.scenes import Item, Scene
 
 BASE_SIZE = 64

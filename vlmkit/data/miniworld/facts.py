@@ -6,7 +6,7 @@ splits and for all seeds; it changes only with the version of the world.
 
 from __future__ import annotations
 
-from vlmkit.data.miniworld.draws import Draws
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld.scenes import BADGES
 
 VERSION = "1"

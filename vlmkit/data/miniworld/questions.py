@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from vlmkit.data.miniworld.draws import Draws
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld.facts import ALLY, FACTS, RELATIONS
 from vlmkit.data.miniworld.scenes import COLORS, SHAPES, Scene
 from vlmkit.data.miniworld.words import NUMBERS, plural

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vlmkit.data.miniworld.draws import Draws
+from vlmkit.data.draws import Draws
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "diamond", "cross")

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from vlmkit.data.draws import Draws
 from vlmkit.data.miniworld.captions import write_captions
 from vlmkit.data.miniworld.drawing import BASE_SIZE, draw_image
-from vlmkit.data.miniworld.draws import Draws
 from vlmkit.data.miniworld.facts import VERSION
 from vlmkit.data.miniworld.questions import Question, ask_questions
 from vlmkit.data.miniworld.scenes import CHARACTERS, COLORS, MAX_OBJECTS, SHAPES, SPLITS, Scene, draw_scene

@@ -25,6 +25,10 @@ class Draws:
         """True with the given probability."""
         return self._uniform() < probability
 
+    def uniform(self, low: float, high: float) -> float:
+        """A number of ``low`` to ``high``."""
+        return low + (high - low) * self._uniform()
+
     def between(self, low: int, high: int) -> int:
         """An integer of ``low`` to ``high``, both included."""
         return low + int(self._uniform() * (high - low + 1))

@@ -82,7 +82,8 @@ def flops_per_sample(vlm: VLM, sample: MeanSample, recompute: bool, cached: bool
 
     ``vlm`` lies on the meta device, and what the stage trains requires gradients. ``recompute``: the language model's
     layers are checkpointed; ``cached``: the tower's features are read, not computed. The compressor counts with the
-    projector, and the query pass of every question, though a frozen language model reads none twice. Gradients reach the visual tokens through every layer of a frozen language model too.
+    projector, and the query pass of every question, though a frozen language model reads none twice. Gradients reach
+    the visual tokens through every layer of a frozen language model too.
     """
     tower, compressor = visual_flops(vlm)
     layers = language_layers(vlm)

@@ -14,7 +14,7 @@ from vlmkit.models.towers import find_tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, stage_settings, tower_image_size
+from vlmkit.pipelines.train_vlm import Stage, initial_config, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 
 TEXT_TOKENS = 50
@@ -69,6 +69,9 @@ def plan(recipe: VLMRecipe, out: Path) -> Plan:
 
 def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     """The model without storage, and what the tower's name stands for."""
+    config = initial_config(recipe)
+    if config is not None:
+        return _storageless(config), f"of {recipe.init}"
     name = recipe.vision_tower.name
     if is_missing_default(name):
         note = f"{name} (not there yet: pretrained first, with the default recipe)"
@@ -83,8 +86,12 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
         image_token_id=0,
         query=recipe.compressor.query,
     )
+    return _storageless(config), note
+
+
+def _storageless(config: VLMConfig) -> VLM:
     with torch.device("meta"):
-        return VLM(config), note
+        return VLM(config)
 
 
 def _bytes(recipe: VLMRecipe, stage: Stage, sizes: dict[str, int]) -> int:
@@ -93,9 +100,11 @@ def _bytes(recipe: VLMRecipe, stage: Stage, sizes: dict[str, int]) -> int:
 
 
 def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
-    name = recipe.llm.name
+    name = recipe.init or recipe.llm.name
     config = vlm.config.text_config
     shape = f"{number(size)} parameters, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    if recipe.init:
+        return f"that of {name}: {shape}"
     if not registry.is_llm(name):
         return f"{name}: {shape}"
     facts = registry.llm(name)

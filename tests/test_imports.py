@@ -75,3 +75,17 @@ def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
 
 def test_importing_the_package_imports_no_torch() -> None:
     assert loaded_after("import vlmkit") == set()
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import vlmkit; from transformers import AutoTokenizer; assert 'open_clip' not in sys.modules",
+        pytest.param("from transformers import AutoModel; import vlmkit", marks=pytest.mark.slow),
+    ],
+)
+def test_importing_the_package_registers_its_models_with_the_auto_classes(imports: str) -> None:
+    script = (
+        f"import sys; {imports}; from transformers import AutoConfig, AutoProcessor; AutoConfig.for_model('vlmkit')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -303,7 +303,10 @@ class VLMRecipe(Section):
     stage: Literal["align", "finetune", "both"] = Field(
         "both", description="Stages to run; both: first align, then finetune."
     )
-    init: str | None = Field(None, description="VLM run to start from, e.g. the align run of a finetune stage.")
+    init: str | None = Field(
+        None,
+        description="Model to start from in place of llm and vision_tower: a VLM run, or a LLaVA-1.5 checkpoint.",
+    )
     vision_tower: TowerConfig = TowerConfig(name=DEFAULT_TOWER_RUN)
     train_tower: bool = Field(
         False, description="Train the tower in stage finetune, at the rate of lr_multipliers.tower; needs no cache."

@@ -152,6 +152,10 @@ def _keep_defaults(model: type[Section], raw: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_embedded(raw: Mapping[str, Any]) -> bool:
+    """Whether the language model is an embedded one; that of a checkpoint to start from, other than a run, is not."""
+    init = raw.get("init")
+    if isinstance(init, str) and not (Path(init) / "recipe.yaml").is_file():
+        return False
     llm = raw.get("llm", {})
     name = llm.get("name", LLMConfig().name) if isinstance(llm, Mapping) else None
     return isinstance(name, str) and registry.is_llm(name) and registry.llm(name).embedded

@@ -198,5 +198,5 @@ def test_the_number_of_tokens_is_a_dial(tokens: int, tmp_path: Path) -> None:
 def test_published_data_that_are_not_there_are_named(tmp_path: Path) -> None:
     recipe = load(PUBLISHED_VLMS[0], **{"vision_tower.name": "ViT-L-14-336"})
     assert isinstance(recipe, VLMRecipe)
-    with pytest.raises(UserError, match=r"blip_laion_cc_sbu_558k\\.json cannot be read"):
+    with pytest.raises(UserError, match=r"blip_laion_cc_sbu_558k\.json cannot be read"):
         plan_vlm.plan(recipe, tmp_path)

@@ -1,4 +1,4 @@
-"""``vlmkit export``: a pretrained tower in the layout of another library."""
+"""``vlmkit export``: a run in the layout of another library."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class Layout(str, Enum):
     open_clip = "open_clip"
     transformers = "transformers"
     timm = "timm"
+    llava = "llava"
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Finished pretraining run, or an open_clip directory.")],
-    layout: Annotated[Layout, typer.Option("--layout", "-l", help="Library that is to read it.")],
+    run: Annotated[Path, typer.Argument(help="Finished run, or an open_clip directory.")],
+    layout: Annotated[Layout, typer.Option("--layout", "-l", help="What is to read it; llava is for VLM runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must be new or empty.")],
 ) -> None:
-    """Write the vision tower of a run in open_clip's, transformers' (CLIPVisionModel) or timm's own layout."""
+    """Write the vision tower of a run in open_clip's, transformers' (CLIPVisionModel) or timm's own layout, or a VLM
+    whose visual tokens are all patches as a stock LLaVA (transformers' LlavaForConditionalGeneration)."""
     from vlmkit.pipelines.export import export_run
 
     note = export_run(run, layout.value, out)

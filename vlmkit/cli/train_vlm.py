@@ -52,7 +52,9 @@ def train_vlm(
     data: DataOption = None,
     val: ValOption = None,
     stage: Annotated[str | None, typer.Option("--stage", help="align, finetune or both.")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="VLM run to start from.")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="Model to start from: a VLM run, or a LLaVA-1.5 checkpoint.")
+    ] = None,
     cache_limit: Annotated[
         float | None, typer.Option("--cache-limit", help="Largest feature cache in GB; above it none is used.")
     ] = None,
@@ -100,7 +102,7 @@ def train_vlm(
     if dry_run:
         return
     plan.require()
-    if pretrain.is_missing_default(resolved.vision_tower.name):
+    if resolved.init is None and pretrain.is_missing_default(resolved.vision_tower.name):
         print_note(f"{resolved.vision_tower.name} is not there yet: pretraining it first with the default recipe.")
         pretrain.pretrain_default(RichProgress())
     outcome = train_vlm.train_vlm(resolved, directory, RichProgress())

@@ -113,7 +113,8 @@ class EvalTransform:
 class PadTransform:
     """Pad to a square, then resize: [3, H, W] -> [3, size, size], so that no part of the image is lost (LLaVA-1.5).
 
-    The border has the mean colour of CLIP's training images, which normalisation turns into zeros.
+    The border has the mean colour of CLIP's training images, cut to whole levels as LLaVA-1.5 does: normalisation
+    turns it into almost zero.
     """
 
     def __init__(self, size: int) -> None:
@@ -124,7 +125,7 @@ class PadTransform:
         side = max(height, width)
         if height != width:
             top, left = (side - height) // 2, (side - width) // 2
-            canvas = torch.tensor([round(255 * mean) for mean in CLIP_MEAN], dtype=torch.uint8)
+            canvas = torch.tensor([int(255 * mean) for mean in CLIP_MEAN], dtype=torch.uint8)
             square = canvas[:, None, None].repeat(1, side, side)
             square[:, top : top + height, left : left + width] = image
             image = square

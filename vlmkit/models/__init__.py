@@ -1,11 +1,10 @@
 """Neural networks only: towers, compressors, language models, the VLM.
 
-Importing this package makes vlmkit's checkpoints known to the Auto classes of transformers::
-
-    import vlmkit.models
-    model = AutoModelForImageTextToText.from_pretrained("runs/my-vlm/model")
+Importing this package makes vlmkit's checkpoints known to the Auto classes of transformers; ``import vlmkit`` sees to
+it that this happens when those are imported.
 """
 
+from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMConfig
 
-__all__ = ["VLM", "VLMConfig"]
+__all__ = ["VLM", "VLMConfig", "VLMProcessor"]

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vlmkit.errors import UserError
 from vlmkit.models.open_clip_layout import CONFIG_NAME
 from vlmkit.models.vision_tower import VisionTower
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModel
 
 Layout = Literal["open_clip", "transformers", "timm"]
 
@@ -34,6 +37,7 @@ _TRANSFORMERS_NAMES = {
 }
 """Parts of open_clip's names, as patterns, and what transformers calls them."""
 
+_TOWER_WAYS_ON = "export it as open_clip, or a timm network as timm"
 _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 """What timm says of the published weights of a network, and not of these."""
 
@@ -41,13 +45,36 @@ _PUBLISHED_ORIGIN = ("tag", "license", "description", "origin_url", "paper_name"
 def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     """Write a plain ViT so that ``CLIPVisionModel.from_pretrained(DIRECTORY)`` loads it, with its image processor.
 
-    Hidden states are equal: entry ``i`` of ``hidden_states`` holds the class token and then the patches after block
-    ``i - 1``. ``pooler_output`` is the class token, whatever the tower's pooling (see :func:`reading_note`). Raises
-    UserError for towers that this layout cannot express.
+    What the model gives is as in :func:`clip_vision_model` (see also :func:`reading_note`). Raises UserError for towers
+    that this layout cannot express.
     """
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPImageProcessor
 
-    vision = _plain_vision(tower, "transformers' CLIPVisionModel")
+    model = clip_vision_model(tower, "transformers' CLIPVisionModel", _TOWER_WAYS_ON)
+    with no_progress_bar():
+        model.save_pretrained(directory)
+    side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=preprocess["mean"],
+        image_std=preprocess["std"],
+    )
+    processor.save_pretrained(directory)
+
+
+def clip_vision_model(tower: VisionTower, layout: str, ways_on: str) -> CLIPVisionModel:
+    """The tower as transformers' CLIP, sharing its weights; to be saved, for nothing else in it need have storage.
+
+    Hidden states are equal: entry ``i`` of ``hidden_states`` holds the class token and then the patches after block
+    ``i - 1``. ``pooler_output`` is the class token, whatever the tower's pooling. Raises UserError, naming the
+    ``layout`` that is written and ending in ``ways_on``, for other towers.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    if isinstance(tower.visual, CLIPVisionModel):
+        return tower.visual
+    vision = _plain_vision(tower, layout, ways_on)
     config = CLIPVisionConfig(
         hidden_size=tower.width,
         intermediate_size=int(tower.width * vision.get("mlp_ratio", 4.0)),
@@ -62,20 +89,11 @@ def export_transformers(tower: VisionTower, directory: str | Path) -> None:
     with torch.device("meta"):
         model = CLIPVisionModel(config)
     model.load_state_dict(_transformers_state(tower), assign=True)
-    with _no_progress_bar():
-        model.save_pretrained(directory)
-    side, preprocess = tower.image_size, tower.config["preprocess_cfg"]
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=preprocess["mean"],
-        image_std=preprocess["std"],
-    )
-    processor.save_pretrained(directory)
+    return model
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers draws a bar for every file it writes, be it one of a second."""
     from transformers.utils import logging
 
@@ -137,7 +155,7 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     if "timm_model_name" in tower.config["model_cfg"]["vision_cfg"]:
         network = tower.visual.trunk
     else:
-        vision = _plain_vision(tower, "timm's VisionTransformer")
+        vision = _plain_vision(tower, "timm's VisionTransformer", _TOWER_WAYS_ON)
         arguments = {
             "img_size": tower.image_size,
             "patch_size": tower.patch_size,
@@ -165,14 +183,17 @@ def export_timm(tower: VisionTower, directory: str | Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _plain_vision(tower: VisionTower, layout: str) -> dict[str, Any]:
+def _plain_vision(tower: VisionTower, layout: str, ways_on: str) -> dict[str, Any]:
     """The tower's ``vision_cfg`` if it is a ViT that ``layout`` can express."""
-    vision = tower.config["model_cfg"]["vision_cfg"]
-    odd = sorted(key for key, value in vision.items() if key not in _PLAIN and value)
+    if "transformers" in tower.config:
+        odd, where = [tower.config["transformers"]["model_type"]], "its model_type"
+    else:
+        vision = tower.config["model_cfg"]["vision_cfg"]
+        odd, where = sorted(key for key, value in vision.items() if key not in _PLAIN and value), "vision_cfg"
     if odd:
         raise UserError(
-            f"{layout} has no place for this tower ({', '.join(odd)} in vision_cfg): it holds plain ViTs with a class "
-            "token and the pooling avg or tok; export it as open_clip, or a timm network as timm."
+            f"{layout} has no place for this tower ({', '.join(odd)} in {where}): it holds plain ViTs with a class "
+            f"token and the pooling avg or tok; {ways_on}."
         )
     return vision
 

@@ -65,7 +65,7 @@ def load_llm(
             model, tokenizer = _from_run(llm.name, dtype)
         else:
             model, tokenizer = _pretrained(llm.name, dtype)
-        _complete(model, tokenizer)
+        complete(model, tokenizer)
     return model, tokenizer
 
 
@@ -152,7 +152,7 @@ def _or_ways_on(name: str) -> Iterator[None]:
         ) from error
 
 
-def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer what every conversation needs, and the model a row for each token."""
     if tokenizer.eos_token is None:
         raise UserError("The tokenizer has no end token, so no answer could end; set eos_token in its configuration.")

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX
@@ -29,8 +29,13 @@ from vlmkit.models.seeding import seeded
 from vlmkit.models.towers import tower_from_config
 from vlmkit.models.vision_tower import VisionTower
 
-# A language model with one of these set does more between hidden state and logits than its output matrix.
+# What configurations of language models call that which comes between hidden state and logits beside the output matrix.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def transforms_logits(text_config: PreTrainedConfig) -> bool:
+    """Whether logits are more than the output matrix times the hidden state."""
+    return any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS)
 
 
 class VLMConfig(PreTrainedConfig):
@@ -103,6 +108,7 @@ class VLM(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(
         self,
@@ -215,6 +221,12 @@ class VLM(PreTrainedModel):
             self.compressor(self.compressor.from_cache(features), query, self.config.num_visual_tokens)
         )
 
+    def get_image_features(self, pixel_values: torch.Tensor, **query: torch.Tensor) -> BaseModelOutputWithPooling:
+        """The visual tokens [I, num_visual_tokens, H] of images, as ``pooler_output``: transformers' name for them."""
+        tokens = self.visual_tokens(pixel_values, **query)
+        assert tokens is not None
+        return BaseModelOutputWithPooling(pooler_output=tokens.view(len(pixel_values), -1, tokens.shape[-1]))
+
     def merge(self, input_ids: torch.Tensor, visual: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings [B, T, H] with visual tokens in the places of ``<image>``, in row-major order.
 
@@ -273,8 +285,7 @@ class VLM(PreTrainedModel):
 
     def _logits_at(self, kept: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Logits [n, V] that predict the labels kept ([B, T - 1]); the vocabulary is not computed anywhere else."""
-        text_config = self.config.text_config
-        if any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS):
+        if transforms_logits(self.config.text_config):
             return self.language_model(**inputs).logits[:, :-1][kept]
         hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
         return self.get_output_embeddings()(hidden[:, :-1][kept])

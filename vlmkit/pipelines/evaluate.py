@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 
 from vlmkit import registry
-from vlmkit.config import PretrainRecipe, VLMRecipe
+from vlmkit.config import LLMConfig, PretrainRecipe, VLMRecipe
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import open_benchmark
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import run_benchmark
+from vlmkit.models.transformers_tower import is_hub_directory
 from vlmkit.pipelines.evaluate_tower import evaluate_tower
 from vlmkit.pipelines.reports import EvalSettings, Report
 from vlmkit.pipelines.tower_subject import RANDOM_TOWER
 from vlmkit.pipelines.train_vlm import load_vlm
-from vlmkit.runs import RunDirectory
+from vlmkit.runs import RunDirectory, is_run
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
 
@@ -30,10 +31,12 @@ def evaluate(
 ) -> list[Report]:
     """Evaluate a finished run on each task (none given: the one that fits the run), recording its rows as it is done.
 
-    Raises UserError for unfinished runs, and for tasks that are unknown or made for another kind of model.
+    ``path`` may also be a directory with a LLaVA-1.5 checkpoint, which has no task of its own. Raises UserError for
+    unfinished runs, and for tasks that are unknown or made for another kind of model.
     """
     run = RunDirectory(path)
-    recipe = run.recipe()
+    checkpoint = not is_run(path) and is_hub_directory(str(path))
+    recipe = _checkpoint_recipe(path, tasks) if checkpoint else run.recipe()
     upcoming: Iterable[Report]
     if isinstance(recipe, PretrainRecipe):
         upcoming = evaluate_tower(run, recipe, tasks, settings, progress)
@@ -47,6 +50,13 @@ def evaluate(
         run.append_results(report.rows)
         reports.append(report)
     return reports
+
+
+def _checkpoint_recipe(path: Path, tasks: Sequence[str]) -> VLMRecipe:
+    """What a recipe would say of a model that was trained elsewhere."""
+    if not tasks:
+        raise UserError(f"{path} is a checkpoint without a recipe: say what to evaluate it on, with --tasks.")
+    return VLMRecipe(llm=LLMConfig(name=str(path)))
 
 
 def _default_task(recipe: VLMRecipe) -> str:

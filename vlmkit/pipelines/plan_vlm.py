@@ -21,7 +21,7 @@ from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, number, 
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample, language_layers, parameters_of
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, stage_settings, tower_image_size
+from vlmkit.pipelines.train_vlm import Stage, initial_config, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.distributed import DistributedContext, place
@@ -118,6 +118,9 @@ def planned_task(recipe: VLMRecipe, stage: Stage) -> VLMTask:
 
 def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
     """The model without storage, and what the tower's name stands for."""
+    config = initial_config(recipe)
+    if config is not None:
+        return _storageless(config), f"of {recipe.init}"
     name = recipe.vision_tower.name
     if is_missing_default(name):
         note = f"{name} (not there yet: pretrained first, with the default recipe)"
@@ -132,14 +135,20 @@ def _on_meta(recipe: VLMRecipe) -> tuple[VLM, str]:
         image_token_id=0,
         query=recipe.compressor.query,
     )
+    return _storageless(config), note
+
+
+def _storageless(config: VLMConfig) -> VLM:
     with torch.device("meta"):
-        return VLM(config), note
+        return VLM(config)
 
 
 def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
-    name = recipe.llm.name
+    name = recipe.init or recipe.llm.name
     config = vlm.config.text_config
     shape = f"{number(size)} parameters, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    if recipe.init:
+        return f"that of {name}: {shape}"
     if not registry.is_llm(name):
         return f"{name}: {shape}"
     facts = registry.llm(name)

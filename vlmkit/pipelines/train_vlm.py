@@ -26,11 +26,13 @@ from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import add_adapters
 from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
+from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import default_image_size, find_tower, find_tower_config, tower_from_config
-from vlmkit.models.vlm import VLM
+from vlmkit.models.transformers_tower import is_hub_directory
+from vlmkit.models.vlm import VLM, VLMConfig
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
-from vlmkit.runs import RunDirectory, open_model
+from vlmkit.runs import RunDirectory, is_run, open_model
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training import distributed
 from vlmkit.training.distributed import DistributedContext
@@ -151,7 +153,9 @@ def _join(recipe: VLMRecipe, stage: Stage, context: DistributedContext) -> tuple
 
 
 def _continued(recipe: VLMRecipe, init: str) -> tuple[VLM, PreTrainedTokenizerBase]:
-    """The model of an earlier VLM run."""
+    """The model of an earlier VLM run or of a LLaVA checkpoint."""
+    if not is_run(init):
+        return load_llava(init, recipe.compressor, recipe.seed)
     vlm, tokenizer = load_vlm(init)
     have, want = vlm.config, recipe.compressor
     if (have.compressor, have.token_counts, have.query) != (want.name, [*want.counts], want.query):
@@ -185,10 +189,27 @@ def _listed(counts: Sequence[int]) -> str:
 
 
 def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
-    """Model (float32, on the CPU) and tokenizer of a finished VLM run. Raises UserError if it is none."""
+    """Model (float32, on the CPU) and tokenizer of a finished VLM run, or of a LLaVA-1.5 directory as it stands.
+
+    Raises UserError if ``run`` is neither.
+    """
+    if not is_run(run) and is_hub_directory(str(run)):
+        return load_llava(str(run), None, seed=0)
     directory = open_model(run, "train-vlm")
     vlm = VLM.from_pretrained(directory, dtype=torch.float32)
     return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def initial_config(recipe: VLMRecipe) -> VLMConfig | None:
+    """The configuration of the model that ``recipe.init`` gives, no weights read; None where parts are joined afresh.
+
+    Raises UserError as loading it would, for what a configuration can tell.
+    """
+    if recipe.init is None:
+        return None
+    if is_run(recipe.init):
+        return VLMConfig.from_pretrained(open_model(recipe.init, "train-vlm"), local_files_only=True)
+    return llava_config(recipe.init, recipe.compressor)
 
 
 class _Feed:

@@ -12,6 +12,7 @@ from torch import nn
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
 from vlmkit.models.adapters import adapter_parameters, is_adapted, save_adapted
+from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMOutput
 from vlmkit.tasks.parameter_groups import parameter_groups
 
@@ -147,15 +148,15 @@ class VLMTask(nn.Module):
         return [*self._layers(), *(b for b in blocks if any(p.requires_grad for p in b.parameters()))]
 
     def export(self, directory: str) -> None:
-        """Write model and tokenizer so that ``AutoModelForImageTextToText.from_pretrained(directory)`` reads them.
+        """Write what ``AutoModelForImageTextToText``, ``AutoProcessor`` and ``AutoTokenizer`` read.
 
-        Adapters are merged into that model, and written beside it as well (``models.adapters``).
+        Adapters are merged into the model, and written beside it as well (``models.adapters``).
         """
         if is_adapted(self.model.language_model):
             save_adapted(self.model, directory)
         else:
             self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+        VLMProcessor.of(self.model, self.tokenizer).save_pretrained(directory)
 
 
 def _num_correct(output: VLMOutput) -> torch.Tensor:

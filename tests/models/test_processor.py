@@ -1,0 +1,110 @@
+"""The processor beside a saved VLM, against the path that training and evaluation take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+
+from vlmkit.config import CompressorConfig, LLMConfig
+from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.images import PadTransform, decode_image
+from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
+from vlmkit.models.llm import load_llm
+from vlmkit.models.processor import VLMProcessor
+from vlmkit.models.vision_tower import build_tower
+from vlmkit.models.vlm import VLM
+
+QUESTIONS = ["what color is it", "is there a red square in the picture or not"]
+
+
+@pytest.fixture(scope="module", params=["avgpool", "quecc"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VLM, object]:
+    llm, tokenizer = load_llm(LLMConfig(name="nano"), seed=0)
+    tower, image_token_id = build_tower("ViT-mini-8-64"), tokenizer.convert_tokens_to_ids("<image>")
+    vlm = VLM.join(tower, llm, CompressorConfig(name=request.param, num_visual_tokens=4), image_token_id, 0).eval()
+    directory = tmp_path_factory.mktemp(request.param)
+    vlm.save_pretrained(directory)
+    VLMProcessor.of(vlm, tokenizer).save_pretrained(directory)
+    return directory, vlm, tokenizer
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def conversation(image: np.ndarray, question: str) -> list[dict[str, object]]:
+    content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def encoder_of(vlm: VLM, tokenizer: PreTrainedTokenizerBase) -> ConversationEncoder:
+    return ConversationEncoder(tokenizer, 4, 256, vlm.compressor.conditioned)
+
+
+def test_auto_classes_answer_as_evaluation_does(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:
+    directory, vlm, tokenizer = saved
+    images = [picture(40, 90), picture(64, 64)]
+    transform = PadTransform(vlm.vision_tower.image_size)
+    prompts = [
+        ImagePrompts(str(index), transform(decode_image(image))[None], [question])
+        for index, (image, question) in enumerate(zip(images, QUESTIONS, strict=True))
+    ]
+    answerer = GreedyAnswerer(vlm, encoder_of(vlm, tokenizer), batch_size=2, max_new_tokens=6)
+    expected = [answer for (answer,) in answerer.answer(prompts)]
+
+    processor = AutoProcessor.from_pretrained(directory)
+    model = AutoModelForImageTextToText.from_pretrained(directory).eval()
+    inputs = processor.apply_chat_template(
+        [conversation(*pair) for pair in zip(images, QUESTIONS, strict=True)],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ids = model.generate(**inputs, max_new_tokens=6)
+    answers = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    assert answers == expected and any(answers)
+
+
+def test_ids_pixels_and_questions_are_those_of_training(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:
+    directory, vlm, tokenizer = saved
+    processor, image = AutoProcessor.from_pretrained(directory), picture(30, 70)
+    assert isinstance(processor, VLMProcessor)
+    expected = encoder_of(vlm, tokenizer).prompt(QUESTIONS[0])
+    messages = conversation(image, QUESTIONS[0])
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    plain = [{"role": "user", "content": f"<image>\n{QUESTIONS[0]}"}]
+    assert text == processor.apply_chat_template(plain, add_generation_prompt=True)
+    inputs = processor(
+        images=Image.fromarray(image),
+        text=text,
+        questions=QUESTIONS[0],
+        return_mm_token_type_ids=True,
+        return_tensors="pt",
+    )
+    assert inputs["input_ids"].tolist() == [expected.ids]
+    places = inputs["input_ids"] == processor.image_token_id
+    assert torch.equal(inputs["mm_token_type_ids"], places.long()) and int(places.sum()) == 4
+    if vlm.compressor.conditioned:
+        assert inputs["query_input_ids"].tolist() == [expected.query]
+    pixels = PadTransform(vlm.vision_tower.image_size)(decode_image(image))[None]
+    assert torch.equal(inputs["pixel_values"], pixels)
+
+
+def test_what_inference_servers_ask_of_a_processor(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:
+    directory, vlm, _ = saved
+    processor, image = AutoProcessor.from_pretrained(directory), Image.fromarray(picture(30, 70))
+    counts = processor._get_num_multimodal_tokens(image_sizes=[(30, 70), (640, 480)])
+    assert counts["num_image_tokens"] == [4, 4] and counts["num_image_patches"] == [1, 1]
+    assert processor.image_token == "<image>" and processor.image_token_ids == [vlm.config.image_token_id]
+    inputs = processor(images=[image], text="a <image> b", return_text_replacement_offsets=True)
+    ((place,),) = inputs["text_replacement_offsets"]
+    assert place["type"] == "image" and place["replacement"] == "<image>" * 4
+    query = {"query_input_ids": torch.tensor([[7]]), "query_attention_mask": torch.ones(1, 1, dtype=torch.long)}
+    features = vlm.get_image_features(torch.zeros(1, 3, 64, 64), **query).pooler_output
+    assert features.shape == (1, 4, vlm.config.text_config.hidden_size)

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
 from vlmkit import registry
 from vlmkit.errors import UserError
 from vlmkit.models.open_clip_layout import config_from_facts
+from vlmkit.models.transformers_tower import TransformersTower
 from vlmkit.models.vision_tower import VisionTower, build_tower
 
 FACTS = registry.VisionTowerFacts("t", width=32, layers=3, heads=4, patch_size=8, image_size=32)
@@ -75,8 +77,34 @@ def test_timms_penultimate_block(network: str, pooling: str, prefix: int) -> Non
     torch.testing.assert_close(features.keys, keys[:, prefix:].mean(2))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", [CLIPVisionConfig, SiglipVisionConfig, Dinov2Config])
+def test_transformers_penultimate_block(family: Any) -> None:
+    """Against transformers' own attention weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 8, "image_size": 32}
+    vision = family(**sizes, intermediate_size=48, attn_implementation="eager")
+    preprocess = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    tower = TransformersTower({"transformers": vision.to_dict(), "preprocess_cfg": preprocess}).eval()
+    visual: Any = tower.visual
+    visual.set_attn_implementation("eager")
+    for parameter in tower.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    pixels = torch.randn(2, 3, 32, 32)
+    features, weights = tower(pixels, FIELDS), visual(pixels, output_attentions=True).attentions[1].mean(1)
+    classes = weights.shape[1] - 16
+    expected = weights[:, 0, 1:] if classes else weights.mean(1)
+    torch.testing.assert_close(features.attention, expected)
+    assert features.keys.shape == (2, 16, 8)
+
+
 @pytest.mark.parametrize(
-    ("name", "says"), [("timm:test_vit_relpos", "cannot be read"), ("timm:test_resnet", "no attention")]
+    ("name", "says"),
+    [
+        ("timm:test_vit_relpos", "cannot be read"),
+        ("timm:eva02_tiny_patch14_224", "cannot be read"),
+        ("timm:test_resnet", "no attention"),
+    ],
 )
 def test_a_tower_whose_attention_cannot_be_read_says_so(name: str, says: str) -> None:
     tower = build_tower(name).eval()

@@ -86,7 +86,7 @@ def test_at_inference_new_questions_are_computed_together(rows: list[int]) -> No
 
 
 def test_the_store_is_bounded_and_keeps_what_was_used_last(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions, "MAX_STORED", 2)
+    monkeypatch.setattr(questions, "MAX_BYTES", 2 * 32 * 4)  # two states of width 32
     llm, states = frozen(), QuestionStates()
     for token in (1, 2, 1, 3, 1):  # 3 pushes 2 out, not 1
         states(llm, torch.tensor([[token]]), torch.ones(1, 1, dtype=torch.long))

@@ -49,6 +49,7 @@ def test_runs_whose_features_are_the_same_share_their_caches(tower_run: Path, tm
     assert run("avgpool", 4) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_align_run_reads_its_questions_to_the_bit_as_before(tower_run: Path, tmp_path: Path) -> None:
     recipe = vlm_recipe(tower_run, stage="align", **{"compressor.name": "quecc", "data.val": None})
     train_vlm(recipe, tmp_path / "whole")

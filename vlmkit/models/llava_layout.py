@@ -176,7 +176,9 @@ def llava_config(source: str, compressor: CompressorConfig) -> VLMConfig:
     """The configuration of what :func:`load_llava` gives, for a plan: no weights are read."""
     config = _read_config(source)
     vision = transformers_config(source)
-    return VLMConfig(vision, config.text_config, compressor.name, compressor.counts, config.image_token_id)
+    return VLMConfig(
+        vision, config.text_config, compressor.name, compressor.counts, config.image_token_id, compressor.query
+    )
 
 
 def _every_patch(tower: VisionTower) -> CompressorConfig:

@@ -14,36 +14,50 @@ from torch import nn
 from vlmkit.errors import UserError
 
 
-def check_readable(block: nn.Module) -> None:
-    """Raise UserError if the block's attention is of a kind that :func:`queries_and_keys` cannot read."""
-    if not isinstance(getattr(block, "attn", None), nn.MultiheadAttention | Attention):
-        raise UserError(
-            f"The compressor prune reads the attention of a ViT, and that of a {type(block).__name__} cannot be read; "
-            "choose a plain ViT, or another compressor (avgpool)."
-        )
+def attention_of(block: nn.Module) -> Any:
+    """The self-attention of a block of open_clip, timm or transformers.
+
+    Raises UserError if it is of a kind that :func:`queries_and_keys` cannot read.
+    """
+    own = getattr(block, "attn", None)  # timm's other kinds turn queries and keys by position, or take differences
+    if isinstance(own, nn.MultiheadAttention | Attention):
+        return own
+    for attention in (getattr(block, name, None) for name in ("self_attn", "attention")):  # of transformers
+        if hasattr(attention, "k_proj"):
+            return attention
+    raise UserError(
+        f"The compressor prune reads the attention of a ViT, and that of a {type(block).__name__} cannot be read; "
+        "choose a plain ViT, or another compressor (avgpool)."
+    )
 
 
 @contextmanager
-def attention_inputs(block: Any) -> Iterator[list[torch.Tensor]]:
-    """A list that gets what the block's attention is given, [B, T, D], each time the block runs inside."""
+def attention_inputs(attention: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """A list that gets what an attention is given, [B, T, D], each time it runs inside."""
     inputs: list[torch.Tensor] = []
-    handle = block.attn.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+
+    def keep(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs.append(given[0] if given else named["hidden_states"])
+
+    handle = attention.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield inputs
     finally:
         handle.remove()
 
 
-def queries_and_keys(block: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys of every head, [B, heads, T, D / heads] each, for what the block's attention is given."""
-    attention, width = block.attn, tokens.shape[-1]
+def queries_and_keys(attention: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys of every head, [B, heads, T, D / heads] each, for what an attention is given."""
     if isinstance(attention, nn.MultiheadAttention):
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        assert weight is not None
-        projected = F.linear(tokens, weight[: 2 * width], None if bias is None else bias[: 2 * width])
+        assert attention.in_proj_weight is not None
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        both = [F.linear(tokens, weights[i], biases[i]) for i in (0, 1)]
+    elif isinstance(attention, Attention):
+        both = [*attention.qkv(tokens).chunk(3, dim=-1)[:2]]
     else:
-        projected = attention.qkv(tokens)[..., : 2 * attention.attn_dim]
-    queries, keys = projected.unflatten(2, (2, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        both = [attention.q_proj(tokens), attention.k_proj(tokens)]
+    heads = getattr(attention, "num_heads", None) or attention.num_attention_heads
+    queries, keys = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in both)
     if isinstance(attention, Attention):
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     return queries, keys

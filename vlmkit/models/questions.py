@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-MAX_STORED = 4096
-"""Question states kept at most; at a width of 4096 in float32 they take 64 MiB."""
+MAX_BYTES = 64 * 2**20
+"""Question states kept at most: 4096 at a width of 4096 in float32."""
 
 Ids = tuple[int, ...]
 
@@ -79,9 +79,10 @@ class QuestionStates:
         for ids in asked:
             self._states[alone, ids] = found[ids]
             self._states.move_to_end((alone, ids))
-        while len(self._states) > MAX_STORED:
+        result = torch.stack([found[ids] for ids in asked])
+        while len(self._states) > MAX_BYTES // result[0].nbytes:
             self._states.popitem(last=False)
-        return torch.stack([found[ids] for ids in asked])
+        return result
 
 
 def _identity(parameters: Sequence[nn.Parameter]) -> tuple[tuple[int, int], ...]:

@@ -17,7 +17,6 @@ from transformers.utils import logging as transformers_logging
 from vlmkit.errors import UserError
 from vlmkit.models.features import VisionFeatures
 from vlmkit.models.open_clip_layout import Config
-from vlmkit.models.patch_attention import received_attention
 from vlmkit.models.vision_tower import VisionTower, check_image_size
 from vlmkit.registry import CLIP_MEAN, CLIP_STD
 
@@ -93,40 +92,22 @@ class TransformersTower(VisionTower):
     def forward(
         self, pixel_values: torch.Tensor, requires: frozenset[str], levels: tuple[int, ...] = ()
     ) -> VisionFeatures:
+        self.check_gives(requires)
         penultimate = self.num_layers - 2
         wanted = {penultimate, *levels} if requires != {"levels"} else {*levels}
         hidden = self._embedded(self._normalised(pixel_values))
         by_block = {}
-        attention = keys = None
-        for index, block in enumerate(self.blocks()[: max(wanted) + 1]):
-            if index == penultimate and requires & {"attention", "keys"}:
-                attention, keys = self._read_attention(block, hidden)
-            hidden = block(hidden, None)
-            if index in wanted:
-                by_block[index] = hidden[:, self._num_prefix_tokens :]
+        with self._attention_inputs(requires) as inputs:
+            for index, block in enumerate(self.blocks()[: max(wanted) + 1]):
+                hidden = block(hidden, None)
+                if index in wanted:
+                    by_block[index] = hidden[:, self._num_prefix_tokens :]
         return VisionFeatures(
-            grid=self.grid,
-            patches=by_block[penultimate] if "patches" in requires else None,
-            levels=torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
-            attention=attention,
-            keys=keys,
+            self.grid,
+            by_block[penultimate] if "patches" in requires else None,
+            torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
+            *self._patch_attention(inputs),
         )
-
-    def check_gives(self, requires: frozenset[str]) -> None:
-        """These towers have every field of VisionFeatures."""
-
-    def _read_attention(self, block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``attention`` and ``keys`` of VisionFeatures, from what a block is given."""
-        # DINOv2 has names of its own for the parts of a block.
-        dino = hasattr(block, "norm1")
-        norm, part = (block.norm1, block.attention) if dino else (block.layer_norm1, block.self_attn)
-        heads, prefix = self.config["transformers"]["num_attention_heads"], self._num_prefix_tokens
-        tokens = norm(hidden)
-        queries, keys = (
-            project(tokens).unflatten(2, (heads, -1)).transpose(1, 2) for project in (part.q_proj, part.k_proj)
-        )
-        attention = received_attention(queries, keys, prefix, from_class_token=self.pooling == "tok")
-        return attention, keys.mean(dim=1)[:, prefix:]
 
     @property
     def _num_prefix_tokens(self) -> int:

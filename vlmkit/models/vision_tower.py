@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from vlmkit.models.open_clip_layout import (
     read_config,
     recorded_pooling,
 )
-from vlmkit.models.patch_attention import attention_inputs, check_readable, queries_and_keys, received_attention
+from vlmkit.models.patch_attention import attention_inputs, attention_of, queries_and_keys, received_attention
 from vlmkit.models.seeding import seeded
 from vlmkit.runs import open_model
 
@@ -113,22 +113,16 @@ class VisionTower(nn.Module):
             return VisionFeatures(self.grid, patches=timm_network.last_feature_map(self._network, pixel_values))
         penultimate = self.num_layers - 2
         blocks = sorted({penultimate, *levels} if requires != {"levels"} else {*levels})
-        reads_attention = bool(requires & {"attention", "keys"})
-        reader = (
-            attention_inputs(self.blocks()[penultimate]) if reads_attention else nullcontext[list[torch.Tensor]]([])
-        )
-        with reader as inputs:
+        with self._attention_inputs(requires) as inputs:
             outputs = self.visual.forward_intermediates(  # type: ignore[operator]
                 pixel_values, indices=blocks, stop_early=True, intermediates_only=True, output_fmt="NLC"
             )["image_intermediates"]
         by_block = dict(zip(blocks, outputs, strict=True))
-        attention, keys = self._patch_attention(penultimate, inputs[0]) if reads_attention else (None, None)
         return VisionFeatures(
-            grid=self.grid,
-            patches=by_block[penultimate] if "patches" in requires else None,
-            levels=torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
-            attention=attention,
-            keys=keys,
+            self.grid,
+            by_block[penultimate] if "patches" in requires else None,
+            torch.cat([by_block[block] for block in levels], dim=-1) if "levels" in requires else None,
+            *self._patch_attention(inputs),
         )
 
     def check_gives(self, requires: frozenset[str]) -> None:
@@ -142,12 +136,20 @@ class VisionTower(nn.Module):
                 "several levels; choose a ViT, or a compressor that reads patches alone (avgpool)."
             )
         if requires & {"attention", "keys"}:
-            check_readable(self.blocks()[-2])
+            attention_of(self.blocks()[-2])
 
-    def _patch_attention(self, block: int, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``attention`` and ``keys`` of VisionFeatures, from what a block's attention was given."""
-        queries, keys = queries_and_keys(self.blocks()[block], inputs)
-        prefix = inputs.shape[1] - self.grid[0] * self.grid[1]
+    def _attention_inputs(self, requires: frozenset[str]) -> AbstractContextManager[list[torch.Tensor]]:
+        """A list that gets what the penultimate block's attention is given, where ``requires`` asks for attention."""
+        if not requires & {"attention", "keys"}:
+            return nullcontext([])
+        return attention_inputs(attention_of(self.blocks()[-2]))
+
+    def _patch_attention(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """``attention`` and ``keys`` of VisionFeatures, from what :meth:`_attention_inputs` got."""
+        if not inputs:
+            return None, None
+        queries, keys = queries_and_keys(attention_of(self.blocks()[-2]), inputs[0])
+        prefix = inputs[0].shape[1] - self.grid[0] * self.grid[1]
         attention = received_attention(queries, keys, prefix, from_class_token=self.pooling == "tok")
         return attention, keys.mean(dim=1)[:, prefix:]
 

@@ -44,7 +44,7 @@ class VLMConfig(PreTrainedConfig):
     ``vision_config`` is the tower's configuration (``models.towers``), ``text_config`` the language model's own;
     ``compressor`` and ``token_counts`` name what lies between: how, and into how many visual tokens (several where it
     is elastic); ``image_token_id`` marks their places; ``query`` says what a compressor is told of the question: llm,
-    embed_mean or none (:mod:`vlmkit.models.questions`).
+    embed_mean or none (``models.questions``).
     """
 
     model_type = "vlmkit"
@@ -186,7 +186,8 @@ class VLM(PreTrainedModel):
     def question_vector(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the compressor is told of right-padded questions, by ``config.query``: [B, H], without gradients."""
         assert self.question_encoder is not None
-        return self.question_encoder(self.language_model, input_ids, attention_mask)
+        vectors = self.question_encoder(self.language_model, input_ids, attention_mask)
+        return vectors.to(next(self.projector.parameters()).dtype)  # the language model may be of another one
 
     def visual_tokens(
         self,
@@ -298,8 +299,7 @@ class VLM(PreTrainedModel):
             encoded = self.encode_images(black).to(weight.dtype)
         else:
             encoded = weight.new_zeros(1, *self.compressor.cached_shape)
-        features = self.compressor.from_cache(encoded)
-        query = None
+        features, query = self.compressor.from_cache(encoded), None
         if self.compressor.conditioned:
             # A question, too, is read on every rank: a sharded language model waits for all of them.
             token = input_ids[:1, :1]

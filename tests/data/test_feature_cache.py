@@ -15,7 +15,7 @@ import torch
 from vlmkit.data import feature_cache
 from vlmkit.data.conversation_loader import ConversationLoader
 from vlmkit.data.conversations import ConversationEncoder
-from vlmkit.data.feature_cache import FeatureCache, cache_root, open_feature_cache
+from vlmkit.data.feature_cache import FeatureCache, cache_bytes, cache_root, open_feature_cache
 from vlmkit.data.images import EvalTransform, decode_image
 from vlmkit.data.mixture import Mixture
 from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
@@ -79,9 +79,13 @@ def test_it_is_built_once_for_a_key_and_again_for_another(monkeypatch: pytest.Mo
 
 
 def test_above_the_limit_nothing_is_kept_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    size = cache_bytes(Memory(), (2, 1))
     with caplog.at_level(logging.WARNING):
-        assert build(Memory(length=1000), limit=100) is None
-    assert "cache_limit_gb" in caplog.text and folders() == []
+        assert build(Memory(), limit=size - 1) is None
+    assert "--cache-limit" in caplog.text and folders() == []
+    cache = build(Memory(), limit=size)
+    assert cache is not None and (cache.directory / feature_cache.FEATURES).stat().st_size == size
+    assert build(Memory(), limit=size - 1) is None, "a cache that is there is held against the limit too"
 
 
 def test_an_interrupted_build_leaves_nothing() -> None:

@@ -21,20 +21,31 @@ PUBLISHED = sorted({*(ROOT / "superclass").glob("*.yaml")} - {SUPERCLIP})
 PLANNED = ("b16_512m", "l14_12.8b", "rn50_1.28b")
 """Published recipes whose CLIP baselines and LiT stages are planned too; the settings of all are compared."""
 WORLD = "miniworld:train?scenes=100"
+VLMS = ROOT / "vlm"
+PUBLISHED_VLMS = [VLMS / f"{name}.yaml" for name in ("quecc_vicuna_7b", "quecc_vicuna_7b_lora", "qwen15_ladder")]
+_LOCAL = {"vision_tower.name": "ViT-L-14-336", "data.train": WORLD, "align_data.train": WORLD}
+"""The published tower's shape by registry name, and data of this package, in place of what is downloaded."""
+
+
+def slow_if_repeated(path: Path) -> object:
+    """Of the published VLMs one is planned with the fast tests; the settings of all are compared there."""
+    marks = [pytest.mark.slow] if path in PUBLISHED_VLMS[1:] else []
+    return pytest.param(path, id=path.stem, marks=marks)
 
 
 def load(path: Path, **overrides: object) -> Section:
     return load_recipe(yaml.safe_load(path.read_text())["command"], path, overrides)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [slow_if_repeated(path) for path in RECIPES])
 def test_a_shipped_recipe_can_be_planned(path: Path, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# vlmkit ") and str(path.relative_to(ROOT.parent)) in lines[0]
     assert all(word in lines[1] for word in ("Hardware:", "Time:", "Expect:"))
     plans = list(_plans(load(path), tmp_path))
     # Recipes for many GPUs do not fit a small machine; that they say so is right.
-    assert plans and (path.parent.name == "superclass" or all(plan.obstacle is None for plan in plans))
+    for_many_gpus = path.parent.name == "superclass" or path in PUBLISHED_VLMS
+    assert plans and (for_many_gpus or all(plan.obstacle is None for plan in plans))
 
 
 def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
@@ -49,10 +60,15 @@ def _plans(recipe: Section, out: Path) -> Iterator[Plan]:
         for arm in arms.values():
             yield from _plans(arm, out)
     elif isinstance(recipe, SweepRecipe):
-        for vlm in sweep.cells(recipe).values():
+        # Each language model once, and the least and the most visual tokens: the counts between are planned below.
+        cells = list(sweep.cells(recipe).values())
+        chosen = {cell.llm.name: cell for cell in cells} | {max(c.compressor.counts): c for c in cells}
+        for vlm in {vlm.model_dump_json(): vlm for vlm in chosen.values()}.values():
             yield from _plans(vlm, out)
     else:
-        local = vary(recipe, {"vision_tower.name": "ViT-mini-8-64"})
+        if isinstance(recipe, VLMRecipe) and recipe.lora is not None:
+            pytest.importorskip("peft")
+        local = vary(recipe, _LOCAL if recipe.align_data else {"vision_tower.name": "ViT-mini-8-64"})
         assert isinstance(local, VLMRecipe)
         yield plan_vlm.plan(local, out)
 
@@ -125,3 +141,62 @@ def test_a_plan_refuses_data_that_are_not_there(role: str, tmp_path: Path) -> No
     assert isinstance(recipe, PretrainRecipe)
     with pytest.raises(UserError, match="no/such"):
         plan_pretrain.plan(recipe, tmp_path)
+
+
+def vlm_of(path: Path) -> VLMRecipe:
+    """The recipe, or that of its dearest run."""
+    recipe = load(path)
+    if isinstance(recipe, SweepRecipe):
+        return next(iter(sweep.cells(recipe).values()))
+    assert isinstance(recipe, VLMRecipe)
+    return recipe
+
+
+@pytest.mark.parametrize("path", PUBLISHED_VLMS, ids=lambda path: path.stem)
+def test_published_vlms_have_the_published_settings(path: Path) -> None:
+    """The training table of arXiv 2411.03312, which is LLaVA-1.5's, and LLaVA's own for LoRA."""
+    recipe = vlm_of(path)
+    assert recipe.stage == "both" and recipe.compressor.name == "quecc" and recipe.max_length == 2048
+    assert recipe.vision_tower.name == "openai/clip-vit-large-patch14-336" and not recipe.train_tower
+    assert recipe.llm.gradient_checkpointing and recipe.align_data is not None
+    assert "558k" in str(recipe.align_data.train) and "665k" in str(recipe.data.train)
+    for train, batch, steps in ((recipe.align, 256, 2179), (recipe.finetune, 128, 5195)):
+        optim = train.optim
+        assert (train.epochs, train.global_batch_size, train.micro_batch_size, train.precision) == (
+            1,
+            batch,
+            16,
+            "bf16",
+        )
+        assert train.total_steps({256: 558_000, 128: 665_000}[batch]) == steps
+        assert (optim.schedule, optim.warmup, optim.weight_decay, optim.min_lr_ratio) == ("cosine", 0.03, 0.0, 0.0)
+        assert (optim.betas, optim.eps, optim.clip_norm) == ((0.9, 0.999), 1e-8, 1.0)
+    assert recipe.align.optim.lr == 1e-3 and recipe.align.optim.lr_multipliers == {}
+    rates = {name: recipe.finetune.optim.lr * m for name, m in recipe.finetune.optim.lr_multipliers.items()}
+    if path.stem.endswith("_lora"):
+        assert recipe.lora is not None and (recipe.lora.r, recipe.lora.alpha) == (128, 256)
+        assert recipe.finetune.optim.lr == 2e-4 and rates == pytest.approx({"compressor": 2e-5, "projector": 2e-5})
+    else:
+        assert recipe.lora is None and recipe.finetune.optim.lr == 2e-5 and not rates
+
+
+def test_the_ladder_is_the_grid_of_the_scaling_law() -> None:
+    recipe = load(VLMS / "qwen15_ladder.yaml")
+    assert isinstance(recipe, SweepRecipe)
+    cells = {(cell.llm.name, *cell.compressor.counts) for cell in sweep.cells(recipe).values()}
+    assert cells == {(llm, n) for llm in ("0.5b", "1.8b", "4b", "7b") for n in (1, 4, 16, 36, 64, 144, 576)}
+
+
+@pytest.mark.parametrize("tokens", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 16, 36, 64, 144, 576))])
+def test_the_number_of_tokens_is_a_dial(tokens: int, tmp_path: Path) -> None:
+    recipe = load(PUBLISHED_VLMS[0], **{**_LOCAL, "stage": "align", "compressor.num_visual_tokens": tokens})
+    assert isinstance(recipe, VLMRecipe)
+    plan = plan_vlm.plan(recipe, tmp_path)
+    assert plan.figures["visual_tokens"] == tokens and plan.figures["stages"]["align"]["global_batch_size"] == 256
+
+
+def test_published_data_that_are_not_there_are_named(tmp_path: Path) -> None:
+    recipe = load(PUBLISHED_VLMS[0], **{"vision_tower.name": "ViT-L-14-336"})
+    assert isinstance(recipe, VLMRecipe)
+    with pytest.raises(UserError, match=r"blip_laion_cc_sbu_558k\.json cannot be read"):
+        plan_vlm.plan(recipe, tmp_path)

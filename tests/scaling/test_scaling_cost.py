@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlmkit.errors import UserError
-from vlmkit.scaling.cost import format_flops, format_params, parse_budget, prefill_flops
+from vlmkit.models.open_clip_layout import config_from_facts
+from vlmkit.models.vision_tower import VisionTower
+from vlmkit.registry import LLMFacts, VisionTowerFacts, vision_tower
+from vlmkit.scaling.cost import (
+    decoder,
+    format_flops,
+    format_params,
+    parse_budget,
+    prefill_flops,
+    tower_flops,
+    vocabulary_flops,
+)
 
 
 def test_prefill_cost_is_two_flops_a_parameter_and_token():
@@ -53,3 +67,48 @@ def test_numbers_for_the_reader():
         "7 FLOPs",
     ]
     assert [format_params(x) for x in (14.167e9, 463_987_712, 35_200, 96)] == ["14.2B", "464M", "35.2K", "96"]
+
+
+SMALL = LLMFacts("small-gqa", "test", "qwen2", 0.0, 48, 112, 3, 6, 2, 8, 512, False)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_flops_of_a_language_model_are_those_torch_counts(trained: bool) -> None:
+    from transformers import AutoConfig, Qwen2ForCausalLM
+
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=SMALL.vocab_size,
+        hidden_size=SMALL.hidden_size,
+        intermediate_size=SMALL.intermediate_size,
+        num_hidden_layers=SMALL.num_layers,
+        num_attention_heads=SMALL.num_heads,
+        num_key_value_heads=SMALL.num_kv_heads,
+        head_dim=SMALL.head_dim,
+    )
+    # Eager attention is made of matrix products; the counter does not know the fused kernel of CPUs.
+    model = Qwen2ForCausalLM._from_config(config, attn_implementation="eager").requires_grad_(trained)
+    inputs = torch.zeros(1, 21, SMALL.hidden_size, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        hidden = model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :5])
+    with FlopCounterMode(display=False) as backward:
+        logits.sum().backward()
+    layers, head = decoder(SMALL), vocabulary_flops(SMALL, 5)
+    assert forward.get_total_flops() == layers.forward_flops(21) + head
+    weights = layers.matrix_weights if trained else 0
+    assert backward.get_total_flops() == layers.backward_flops(21, weights) + (2 if trained else 1) * head
+
+
+def test_flops_of_a_tower_are_those_torch_counts() -> None:
+    facts = VisionTowerFacts("test", width=64, layers=4, heads=2, patch_size=8, image_size=32)
+    tower = VisionTower(config_from_facts(facts))
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        tower(pixels, frozenset({"patches"}))
+    assert counter.get_total_flops() == tower_flops(facts)
+
+
+def test_a_convnet_has_no_flops_by_formula() -> None:
+    with pytest.raises(ValueError, match="convnet"):
+        tower_flops(vision_tower("RN50"))

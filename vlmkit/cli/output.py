@@ -51,6 +51,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
+    if _silent:
+        return
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 

@@ -11,6 +11,7 @@ from vlmkit.cli.options import (
     BadFractionOption,
     DataOption,
     DryRunOption,
+    JsonOption,
     OutOption,
     RecipeOption,
     ResumeOption,
@@ -20,7 +21,8 @@ from vlmkit.cli.options import (
     parse_counts,
     resolve,
 )
-from vlmkit.cli.output import print_note, print_plan, print_run_summary
+from vlmkit.cli.output import print_json, print_note, print_plan, print_run_summary
+from vlmkit.errors import UserError
 
 if TYPE_CHECKING:
     from vlmkit.config import VLMRecipe
@@ -60,18 +62,24 @@ def train_vlm(
     init: Annotated[
         str | None, typer.Option("--init", help="Model to start from: a VLM run, or a LLaVA-1.5 checkpoint.")
     ] = None,
+    cache_limit: Annotated[
+        float | None, typer.Option("--cache-limit", help="Largest feature cache in GB; above it none is used.")
+    ] = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     seed: SeedOption = None,
     max_bad_fraction: BadFractionOption = None,
     sets: SetOption = None,
     dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a vision-language model with a given number of visual tokens on a vision tower of your own.
 
     Prints its plan first. Without arguments: the embedded language model on the default SuperClass run, which is
     pretrained first if it is not there.
     """
+    if as_json and not dry_run:
+        raise UserError("--json prints the plan as one JSON object and nothing else; give it together with --dry-run.")
     flags = {
         "llm.name": llm,
         "llm.weights": weights,
@@ -84,6 +92,7 @@ def train_vlm(
         "data.val": val,
         "stage": stage,
         "init": init,
+        "cache_limit_gb": cache_limit,
         "seed": seed,
         "data.max_bad_fraction": max_bad_fraction,
     }
@@ -93,6 +102,9 @@ def train_vlm(
 
     directory = out or resume or Path("runs") / train_vlm.default_name(resolved)
     plan = plan_vlm.plan(resolved, directory)
+    if as_json:
+        print_json(plan.as_json())
+        return
     print_plan(plan)
     if dry_run:
         return

@@ -7,9 +7,10 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Source
 from vlmkit.data.images import EvalTransform, PadTransform, decode_image
-from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Image
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Image, evenly_spaced
 from vlmkit.errors import UserError
 
 FEATURES, HEADER, OFFSETS = "features.bin", "header.json", "offsets.npy"
@@ -35,12 +36,34 @@ _DESCRIPTIONS = {
     "crop": "resize the shorter side to {size}, crop the centre",
 }
 
+_PROBED_SAMPLES = 1000
+"""Samples whose images are counted to tell how many a source has; they are not read."""
+
 _log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
     """Where feature caches live: ``$VLMKIT_CACHE`` or ``~/.cache/vlmkit``, folder ``features``."""
     return Path(os.environ.get("VLMKIT_CACHE") or Path.home() / ".cache" / "vlmkit") / "features"
+
+
+def cache_bytes(source: Imaged, shape: Sequence[int], dtype: torch.dtype = torch.float16) -> int:
+    """What the cache of a source takes on disk, and what is held against the limit, before anything is computed.
+
+    ``shape`` is that of one image's features. Exact where all samples have equally many images; else they are counted
+    in a thousand samples.
+    """
+    return round(_images_per_sample(source) * len(source)) * math.prod(shape) * dtype.itemsize
+
+
+def _images_per_sample(source: Imaged) -> float:
+    counts = []
+    sample: CaptionSample | ConversationSample
+    for sample in evenly_spaced(source, _PROBED_SAMPLES):  # type: ignore[assignment]
+        if isinstance(sample, CaptionSample):
+            return 1.0
+        counts.append(len(sample.images))
+    return sum(counts) / len(counts) if counts else 1.0
 
 
 class FeatureCache:
@@ -58,6 +81,11 @@ class FeatureCache:
         self._shape = tuple(header["shape"])
         self._dtype = np.dtype(header["dtype"])
         self._rows = self._map()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's features."""
+        return self._shape[1:]
 
     def _map(self) -> np.ndarray:
         if 0 in self._shape:
@@ -91,7 +119,9 @@ def open_feature_cache(
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureCache | None:
-    """The cache for this source and key, built first if there is none; None (and a warning) if it would be too large.
+    """The cache for this source and key, built first if there is none.
+
+    None, and a warning, if it takes more than ``max_bytes`` by ``cache_bytes``.
 
     ``key`` says what ``compute`` does, e.g. the tower's fingerprint and what is kept of its features; together
     with the source's fingerprint, the preprocessing and the ``dtype`` kept (float16 or float32) it names the cache.
@@ -110,6 +140,18 @@ def open_feature_cache(
     }
     name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     directory = cache_root() / name
+
+    def fits(shape: Sequence[int]) -> bool:
+        size = cache_bytes(source, shape, dtype)
+        if size > max_bytes:
+            _log.warning(
+                "No feature cache: it takes %.2f GB, above the limit of %.2f GB (--cache-limit); "
+                "the tower runs in every step instead.",
+                size / 1e9,
+                max_bytes / 1e9,
+            )
+        return size <= max_bytes
+
     with _locked(directory):
         if not directory.is_dir():
             scratch = directory.with_suffix(".part")
@@ -117,7 +159,7 @@ def open_feature_cache(
             scratch.mkdir()
             try:
                 pixels = _Pixels(source, _TRANSFORMS[preprocessing](image_size))
-                if not _build(scratch, pixels, compute, dtype, max_bytes, batch_size, num_workers, progress):
+                if not _build(scratch, pixels, compute, dtype, fits, batch_size, num_workers, progress):
                     return None
                 scratch.rename(directory)
             except OSError as error:
@@ -129,7 +171,9 @@ def open_feature_cache(
                 ) from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    return FeatureCache(directory)
+            return FeatureCache(directory)
+    cache = FeatureCache(directory)
+    return cache if fits(cache.shape) else None
 
 
 @contextmanager
@@ -173,12 +217,12 @@ def _build(
     pixels: _Pixels,
     compute: ImageFunction,
     dtype: torch.dtype,
-    max_bytes: float,
+    fits: Callable[[Sequence[int]], bool],
     batch_size: int,
     num_workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> bool:
-    """Write a whole cache into ``scratch``; False, with the rest undone, once it is clear that it exceeds the limit."""
+    """Write a whole cache into ``scratch``; False, with nothing written, where features of this shape do not fit."""
     counts: list[int] = []
     bad: list[int] = []
     shape: tuple[int, ...] = (0, 0)
@@ -196,17 +240,10 @@ def _build(
             readable = [images for images in batch if images is not None and len(images)]
             if readable:
                 features = compute(torch.cat(readable)).to("cpu", dtype).numpy()
+                if not file.tell() and not fits(features.shape[1:]):
+                    return False
                 shape = features.shape[1:]
                 features.tofile(file)
-            expected = file.tell() / len(counts) * len(pixels)
-            if expected > max_bytes:
-                _log.warning(
-                    "No feature cache: it would take about %.1f GB, above the limit of %.1f GB (cache_limit_gb); "
-                    "the tower runs in every step instead.",
-                    expected / 1e9,
-                    max_bytes / 1e9,
-                )
-                return False
             if progress is not None:
                 progress(len(counts), len(pixels))
         file.flush()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+from vlmkit.contracts import Source
+
+SampleT = TypeVar("SampleT")
 
 
 class BadSample(Exception):
@@ -69,3 +74,15 @@ class LabelledSample:
 
     image: Image
     labels: Mapping[str, int]
+
+
+def evenly_spaced(source: Source[SampleT], most: int) -> Iterator[SampleT]:
+    """At most ``most`` samples of a source, the same each time, without those that cannot be used: enough to tell how
+    large its samples are, on average."""
+    length = len(source)
+    count = min(most, length)
+    for position in range(count):
+        try:
+            yield source[position * length // count]
+        except BadSample:
+            continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,11 +25,17 @@ class Plan:
     title: str
     facts: tuple[tuple[str, str], ...]
     obstacle: str | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers behind the facts, for programs: bytes, FLOPs, counts."""
 
     def require(self) -> None:
         """Raise the obstacle as a UserError."""
         if self.obstacle:
             raise UserError(self.obstacle)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as one JSON object."""
+        return {"command": self.title, "facts": dict(self.facts), "obstacle": self.obstacle, **self.figures}
 
 
 def memory_here(device: str) -> tuple[int, str]:

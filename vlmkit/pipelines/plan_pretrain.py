@@ -8,10 +8,10 @@ import torch
 
 from vlmkit.config import LabelConfig, PretrainRecipe
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
-from vlmkit.data.sources import open_captions
+from vlmkit.data.sources import CaptionSource, open_captions
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.pipelines.fit import PassProgress
-from vlmkit.pipelines.frozen_features import cache_bytes, why_uncached
+from vlmkit.pipelines.frozen_features import features_bytes, why_uncached
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, model_bytes, number, world_size
 from vlmkit.tasks.build import needs, parts_of
 from vlmkit.training.metrics import Progress
@@ -52,7 +52,7 @@ def plan(recipe: PretrainRecipe, out: Path, progress: Progress | None = None) ->
     if classes:
         facts.insert(3, ("labels", _labels(recipe.labels, classes)))
     if frozen:
-        facts.insert(3, ("features", _features(recipe, len(source), tower.width)))
+        facts.insert(3, ("features", _features(recipe, source, tower.width)))
     obstacle = None
     if needed > available:
         obstacle = (
@@ -71,11 +71,11 @@ def num_labels(labels: LabelConfig) -> int:
     return FileTokenizer.open(labels.tokenizer, labels.context_length).vocab_size
 
 
-def _features(recipe: PretrainRecipe, num_samples: int, width: int) -> str:
-    reason = why_uncached(recipe, num_samples, width)
+def _features(recipe: PretrainRecipe, source: CaptionSource, width: int) -> str:
+    reason = why_uncached(recipe, source, width)
     if reason is not None:
         return f"computed in every step: {reason}"
-    return f"computed once and kept on disk, {gigabytes(cache_bytes(num_samples, width))}"
+    return f"computed once and kept on disk, {gigabytes(features_bytes(source, width))}"
 
 
 def _objective(recipe: PretrainRecipe) -> str:

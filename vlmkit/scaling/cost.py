@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from vlmkit.errors import UserError
+from vlmkit.registry import LLMFacts, VisionTowerFacts
 from vlmkit.scaling.laws import FloatArray
 
 FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
@@ -23,6 +25,60 @@ def prefill_flops(N: float, V: FloatOrArray, text_tokens: int) -> FloatOrArray:
     the generated tokens are not in it.
     """
     return 2e9 * N * (text_tokens + V)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """What the FLOPs of a dense transformer depend on: its matrices and the width of its attention.
+
+    FLOPs are those of torch's ``FlopCounterMode``: two for every multiplication and addition of a matrix product, with
+    the whole square of attention (no half for causal masks) and nothing for norms, activations and look-ups.
+    """
+
+    matrix_weights: int
+    """Weights of the matrices in all layers; every token passes each once."""
+    layers: int
+    attention_width: int
+    """Heads times head size: the columns of all queries of a layer."""
+
+    def forward_flops(self, tokens: FloatOrArray) -> FloatOrArray:
+        """One pass over a sequence of ``tokens``, which all attend to all."""
+        return 2 * self.matrix_weights * tokens + self._attention(tokens)
+
+    def backward_flops(self, tokens: FloatOrArray, trained_weights: int) -> FloatOrArray:
+        """Gradients of the input, through every layer, and of the ``trained_weights`` among the matrix weights.
+
+        A frozen model costs its matrices once more and its attention twice more; a trained one everything twice more.
+        """
+        return 2 * (self.matrix_weights + trained_weights) * tokens + 2 * self._attention(tokens)
+
+    def _attention(self, tokens: FloatOrArray) -> FloatOrArray:
+        """Queries with keys, and their weights with values."""
+        return 4 * self.layers * self.attention_width * tokens**2
+
+
+def decoder(facts: LLMFacts) -> Transformer:
+    """The layers of a registry's language model, without its vocabulary."""
+    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    layer = facts.hidden_size * (2 * queries + 2 * keys) + 3 * facts.hidden_size * facts.intermediate_size
+    return Transformer(facts.num_layers * layer, facts.num_layers, queries)
+
+
+def vocabulary_flops(facts: LLMFacts, positions: FloatOrArray) -> FloatOrArray:
+    """Logits at so many positions."""
+    return 2 * facts.vocab_size * facts.hidden_size * positions
+
+
+def tower_flops(facts: VisionTowerFacts, blocks: int | None = None) -> float:
+    """One image through a registry's ViT: patch embedding and its first ``blocks`` (default: all but the last, which is
+    what a VLM reads). Raises ValueError for a convnet, whose FLOPs its shape here does not tell."""
+    if facts.timm_network is not None:
+        raise ValueError(f"{facts.name} is a convnet; its FLOPs can only be counted on the network")
+    blocks = facts.layers - 1 if blocks is None else blocks
+    patches = (facts.image_size // facts.patch_size) ** 2
+    matrices = blocks * (4 * facts.width**2 + 2 * facts.width * int(facts.width * facts.mlp_ratio))
+    embedding = 2 * 3 * facts.patch_size**2 * facts.width * patches
+    return embedding + Transformer(matrices, blocks, facts.width).forward_flops(patches + 1.0)
 
 
 def parse_budget(text: str) -> float:

@@ -45,7 +45,7 @@ from vlmkit.models.questions import last_states
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
-from vlmkit.pipelines.train_vlm import Stage
+from vlmkit.pipelines.vlm_models import Stage
 from vlmkit.registry import VisionTowerFacts
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training import distributed
@@ -147,7 +147,8 @@ def vlmkit_step(
 def _encoded(row: Sample, tokens: int, conditioned: bool) -> EncodedSequence:
     head = [IMAGE] * tokens + row.question
     labels = [IGNORE_INDEX] * len(head) + row.answer
-    return EncodedSequence([], [Branch(head + row.answer, labels)], [0], row.question if conditioned else [])
+    query = row.question if conditioned else []
+    return EncodedSequence([], [Branch(head + row.answer, labels)], [0], query, tokens)
 
 
 class PlainVLM(nn.Module):

@@ -13,7 +13,8 @@ from vlmkit.data.feature_cache import cache_root
 from vlmkit.errors import UserError
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.pipelines.plan_vlm import plan
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 
 SHORT = {"align": {**TRAIN, "steps": 1}, "stage": "align"}
 

@@ -10,7 +10,8 @@ from small_recipes import Crash, CrashAt, metrics_of, vlm_recipe
 
 from vlmkit.errors import UserError
 from vlmkit.pipelines.evaluate import EvalSettings, evaluate
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory
 from vlmkit.scaling.measurements import load_measurements
 

@@ -18,7 +18,8 @@ from vlmkit.models.vlm import VLM
 from vlmkit.pipelines import plan_vlm
 from vlmkit.pipelines.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.export import export_run
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory
 from vlmkit.tasks.vlm import VLMTask
 

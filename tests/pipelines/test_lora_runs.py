@@ -18,7 +18,8 @@ from vlmkit.config import VLMRecipe
 from vlmkit.models.adapters import load_adapted
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import find_tower
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.recipe import vary
 
 pytest.importorskip("peft")

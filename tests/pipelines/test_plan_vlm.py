@@ -31,7 +31,8 @@ from vlmkit.models.vlm import VLM
 from vlmkit.pipelines import plan_vlm
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
-from vlmkit.pipelines.train_vlm import Stage, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import Stage
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.optim import Optimizer
 

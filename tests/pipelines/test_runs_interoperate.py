@@ -13,7 +13,8 @@ from vlmkit.errors import UserError
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.pipelines.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.pretrain import pretrain
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory
 
 

@@ -13,7 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from vlmkit.config import VLMRecipe
 from vlmkit.errors import UserError
 from vlmkit.pipelines import plan_vlm
-from vlmkit.pipelines.train_vlm import load_vlm, train_vlm
+from vlmkit.pipelines.train_vlm import train_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 
 
 def caches(root: Path) -> list[Path]:

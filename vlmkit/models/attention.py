@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, Union
 
 import torch
@@ -147,6 +148,19 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
     if obstacle is not None:
         raise UserError(f"llm.attention {setting} cannot be had: {obstacle}; use llm.attention auto.")
     llm.set_attn_implementation(chosen)
+
+
+@contextmanager
+def plain_attention(llm: PreTrainedModel) -> Iterator[None]:
+    """Within the block, a model that attends to packed rows by flex attention uses sdpa: short texts of ever new
+    lengths would have a kernel compiled for each."""
+    chosen = llm.config._attn_implementation
+    if chosen == FLEX:
+        llm.config._attn_implementation = "eager" if _sdpa_obstacle(llm) else "sdpa"
+    try:
+        yield
+    finally:
+        llm.config._attn_implementation = chosen
 
 
 def _sdpa_obstacle(llm: PreTrainedModel) -> str | None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from vlmkit.models.attention import plain_attention
+
 MAX_BYTES = 64 * 2**20
 """Question states kept at most: 4096 at a width of 4096 in float32."""
 
@@ -26,7 +28,7 @@ def last_states(llm: PreTrainedModel, input_ids: torch.Tensor, attention_mask: t
     """
     lengths = attention_mask.sum(dim=1)
     decoder = llm.get_decoder()
-    with _evaluation_mode(decoder):
+    with _evaluation_mode(decoder), plain_attention(llm):
         states = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
 

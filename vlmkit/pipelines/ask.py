@@ -16,7 +16,7 @@ from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.data.samples import BadSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
-from vlmkit.pipelines.train_vlm import encoder_of, load_vlm
+from vlmkit.pipelines.vlm_models import encoder_of, load_vlm
 from vlmkit.runs import RunDirectory, is_run
 from vlmkit.training import distributed
 

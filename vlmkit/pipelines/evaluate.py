@@ -19,7 +19,7 @@ from vlmkit.models.vlm import VLM
 from vlmkit.pipelines.evaluate_tower import evaluate_tower
 from vlmkit.pipelines.reports import EvalSettings, Report
 from vlmkit.pipelines.tower_subject import RANDOM_TOWER
-from vlmkit.pipelines.train_vlm import encoder_of, load_vlm
+from vlmkit.pipelines.vlm_models import encoder_of, load_vlm
 from vlmkit.runs import RunDirectory, is_run
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress

@@ -12,7 +12,7 @@ from vlmkit.models.export import Layout, export_timm, export_transformers, readi
 from vlmkit.models.llava_layout import export_llava
 from vlmkit.models.open_clip_layout import CONFIG_NAME, WEIGHTS_NAME
 from vlmkit.models.vision_tower import build_tower, weights_directory
-from vlmkit.pipelines.train_vlm import load_vlm
+from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import open_model
 
 README = "README.md"

@@ -21,7 +21,7 @@ from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, number, 
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample, language_layers, parameters_of
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.pretrain import is_missing_default
-from vlmkit.pipelines.train_vlm import Stage, initial_config, stage_settings, tower_image_size
+from vlmkit.pipelines.vlm_models import Stage, initial_config, stage_settings, tower_image_size
 from vlmkit.scaling.cost import format_flops
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.distributed import DistributedContext, place

@@ -267,7 +267,7 @@ class LLMConfig(Section):
     )
     gradient_checkpointing: bool = Field(False, description="Recompute the layers in the backward pass: less memory.")
     attention: Literal["auto", "sdpa", "flex"] = Field(
-        "auto", description="How packed rows are attended to in training; auto: flex on NVIDIA GPUs where shapes allow."
+        "auto", description="How packed rows are attended to in training; auto: flex for large models on GPUs."
     )
     kernels: Literal["liger"] | None = Field(
         None, description="liger: fused norms, MLPs and rotary embeddings on NVIDIA GPUs (extra `gpu`)."

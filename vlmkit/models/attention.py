@@ -24,6 +24,8 @@ FLEX = "vlmkit_flex"
 
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")
 _SMALLEST_HEAD = 16
+_WORTH_COMPILING = 10**8
+"""Weights from which on flex attention is chosen by itself: its kernels take half a minute to compile."""
 
 
 class Segments(NamedTuple):
@@ -127,8 +129,8 @@ AttentionMaskInterface.register(FLEX, flex_attention_mask)
 def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"], device: torch.device) -> None:
     """Let the language model compute attention as the recipe says (``llm.attention``).
 
-    "auto" is flex attention on CUDA where the model's shapes allow it, otherwise what transformers chooses (sdpa, and
-    eager for models whose scores are capped). Raises UserError if the model or the device cannot have what is asked, or
+    "auto" is flex attention on CUDA for models of some size whose shapes allow it, otherwise what transformers chooses
+    (sdpa, and eager for models whose scores are capped). Raises UserError if the model or the device cannot have what is asked, or
     rows cannot be packed for the model at all.
     """
     if llm._is_stateful:
@@ -143,7 +145,7 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
     else:
         obstacle = _flex_obstacle(llm, device)
         chosen = FLEX
-        if obstacle is not None and setting == "auto":
+        if setting == "auto" and (obstacle is not None or llm.num_parameters() < _WORTH_COMPILING):
             obstacle, chosen = None, "eager" if _sdpa_obstacle(llm) else "sdpa"
     if obstacle is not None:
         raise UserError(f"llm.attention {setting} cannot be had: {obstacle}; use llm.attention auto.")

@@ -130,8 +130,8 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
     """Let the language model compute attention as the recipe says (``llm.attention``).
 
     "auto" is flex attention on CUDA for models of some size whose shapes allow it, otherwise what transformers chooses
-    (sdpa, and eager for models whose scores are capped). Raises UserError if the model or the device cannot have what is asked, or
-    rows cannot be packed for the model at all.
+    (sdpa, and eager for models whose scores are capped). Raises UserError if the model or the device cannot have what
+    is asked, or rows cannot be packed for the model at all.
     """
     if llm._is_stateful:
         raise UserError(

@@ -37,6 +37,8 @@ class ResultRow:
     ``value`` is in 0..1 (CIDEr-D: 0..10), higher is better; ``stderr`` is its standard error over ``num_samples``
     samples. Rows of a tower leave the VLM's fields at None. ``data_revision`` and ``scoring`` say on what and how it
     was scored; ``variant`` tells rows of one benchmark apart (an attribute of a probe, the random tower beside it).
+    ``query`` is what a compressor that can read the question was told of it (llm, embed_mean, none; see
+    ``compressor.query``), None for the others.
     """
 
     benchmark: str
@@ -55,6 +57,7 @@ class ResultRow:
     total_params: int | None = None
     visual_tokens: int | None = None
     compressor: str | None = None
+    query: str | None = None
     seed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +139,70 @@ def test_activations_are_estimated_within_a_third(compressor: str, stage: Stage)
     task(batch).loss_sum.backward()  # gradients exist from here on, and are no part of the peak
     measured = peak_bytes(lambda: task(batch).loss_sum.backward())
     assert 0.75 < (estimated.activations + estimated.logits) / measured < 1.33
+
+
+def test_a_pass_is_average_samples_packed_with_their_padding() -> None:
+    sample, settings = MeanSample(1, 1, 1, 10, 159, 123, 1), TrainConfig(steps=1, global_batch_size=32)
+    # 12 of 160 tokens fit a row of 2048: three rows of 1920 places, the last with 8.
+    assert MicroBatch.of(sample, settings, 2048, 1) == MicroBatch(32, 32, 3, 1920, 32 * 123, passes=1)
+    assert MicroBatch.of(sample, settings, 2048, 4) == MicroBatch(8, 8, 1, 1280, 8 * 123, passes=1)
+    limited = settings.model_copy(update={"micro_batch_tokens": 4000})
+    assert MicroBatch.of(sample, limited, 2048, 1) == MicroBatch(24, 24, 2, 1920, 24 * 123, passes=2)
+    roomy = settings.model_copy(update={"micro_batch_tokens": 6000})
+    assert MicroBatch.of(sample, roomy, 2048, 1).passes == 1
+
+
+def test_gradients_meet_the_activations_only_where_there_are_some_before() -> None:
+    def memory(passes: int, world_size: int, **settings: object) -> Memory:
+        train = TrainConfig.model_validate({"steps": 1, **settings})
+        batch = MicroBatch(8, 8, 4, 128, 64, passes)
+        return memory_per_device(planned("quecc", "finetune"), train, batch, recipe_of("quecc"), world_size)
+
+    once, twice, buckets = memory(1, 1), memory(2, 1), memory(1, 2)
+    assert once.total + once.gradients == twice.total == buckets.total
+    assert memory(1, 2, parallel="fsdp").accumulated == 0
+
+
+def test_flex_attention_keeps_no_mask() -> None:
+    batch = MicroBatch(2, 2, 3, 128, 8)
+
+    def activations(attention: str) -> int:
+        recipe = recipe_of("avgpool", **{"llm.attention": attention})
+        return memory_per_device(planned("avgpool", "finetune"), recipe.finetune, batch, recipe, 1).activations
+
+    assert activations("sdpa") - activations("flex") == 3 * 128 * 128 * 4
+
+
+def test_a_gpu_keeps_a_byte_for_each_number_dropped_out() -> None:
+    pytest.importorskip("peft")
+    recipe = recipe_of("avgpool", stage="finetune", **{"lora.r": 4, "llm.attention": "sdpa"})
+    batch = MicroBatch(2, 2, 1, 64, 8)
+
+    def activations(device: str) -> int:
+        train = recipe.finetune.model_copy(update={"device": device})
+        task = plan_vlm.planned_task(recipe, "finetune")
+        return memory_per_device(task, train, batch, recipe, 1).activations
+
+    config = planned("avgpool", "finetune").model.config.text_config
+    inputs = 6 * config.hidden_size + config.intermediate_size  # of the seven matrices of a layer
+    assert activations("cpu") - activations("cuda") == 3 * 64 * inputs * config.num_hidden_layers
+
+
+@pytest.mark.parametrize("elastic", ["sampled", "all"])
+def test_elastic_runs_read_every_count_or_one_drawn(elastic: str, tmp_path: Path) -> None:
+    def stage_of(counts: object) -> dict[str, Any]:
+        recipe = recipe_of("avgpool", **{"compressor.num_visual_tokens": counts, "compressor.elastic": elastic})
+        return plan_vlm.plan(recipe, tmp_path).figures["stages"]["align"]
+
+    several, single = stage_of([1, 4, 16]), [stage_of(count) for count in (1, 4, 16)]
+    flops = [stage["flops_per_sample"]["llm"]["forward"] for stage in single]
+    told = several["flops_per_sample"]
+    assert told["tower"] == single[0]["flops_per_sample"]["tower"]
+    # Attention grows with the square of the length, the plan takes the mean length.
+    expected = sum(flops) if elastic == "all" else sum(flops) / 3
+    assert told["llm"]["forward"] == pytest.approx(expected, rel=0.01)
+    kept = [stage["memory_per_device"]["logits"] for stage in (several, single[-1])]
+    assert kept[0] == (pytest.approx(3 * kept[1], rel=0.01) if elastic == "all" else kept[1])
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -138,6 +138,7 @@ def test_bad_cells_are_refused(tmp_path, change, message):
         ({"data_revision": "other"}, "evaluate all runs in the same way"),
         ({"limit": 10}, "evaluate all runs in the same way"),
         ({"compressor": "quecc"}, "mix the compressors avgpool and quecc"),
+        ({"query": "none"}, r"mix the compressors avgpool and avgpool \(query none\)"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, message):

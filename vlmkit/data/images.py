@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -74,6 +74,8 @@ def _decode(encoded: bytes) -> torch.Tensor:
             return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
     except (BadImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its message names our buffer, not the file
+        raise BadImage("the image cannot be decoded (it is of no format that Pillow knows)") from error
     except Exception as error:  # broken bytes lead decoders into every kind of exception
         raise BadImage(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
 

@@ -91,7 +91,7 @@ def run_benchmark(
 
 
 def model_facts(vlm: VLM, encoder: ConversationEncoder) -> dict[str, Any]:
-    """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor.
+    """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor and query.
 
     Non-embedding parameters leave out the token embedding and the language-model head; tied weights count once.
     """
@@ -103,6 +103,7 @@ def model_facts(vlm: VLM, encoder: ConversationEncoder) -> dict[str, Any]:
         "total_params": _count(vlm.parameters()),
         "visual_tokens": encoder.num_visual_tokens,
         "compressor": vlm.config.compressor,
+        "query": vlm.config.query if vlm.compressor.reads_question else None,
     }
 
 

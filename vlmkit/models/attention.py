@@ -127,7 +127,12 @@ AttentionMaskInterface.register(FLEX, flex_attention_mask)
 
 
 def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"], device: torch.device) -> None:
-    """Let the language model compute attention as the recipe says (``llm.attention``).
+    """Let the language model compute attention as the recipe says (see :func:`chosen_attention`)."""
+    llm.set_attn_implementation(chosen_attention(llm, setting, device))
+
+
+def chosen_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"], device: torch.device) -> str:
+    """The attention implementation that the recipe's ``llm.attention`` means for this model on this device.
 
     "auto" is flex attention on CUDA for models of some size whose shapes allow it, otherwise what transformers chooses
     (sdpa, and eager for models whose scores are capped). Raises UserError if the model or the device cannot have what
@@ -149,7 +154,7 @@ def set_attention(llm: PreTrainedModel, setting: Literal["auto", "sdpa", "flex"]
             obstacle, chosen = None, "eager" if _sdpa_obstacle(llm) else "sdpa"
     if obstacle is not None:
         raise UserError(f"llm.attention {setting} cannot be had: {obstacle}; use llm.attention auto.")
-    llm.set_attn_implementation(chosen)
+    return chosen
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -27,27 +28,35 @@ _PROBED_SAMPLES = 256
 
 @dataclass(frozen=True)
 class MeanSample:
-    """The average sample of a source, for one number of visual tokens."""
+    """The average sample of a source, as a model of some number of visual tokens reads it."""
 
     images: float
     blocks: float
     """Blocks of visual tokens: one for each image, and for each question where they depend on it."""
     sequences: float
-    """Texts that are attended to apart from one another."""
+    """Texts that are attended to apart from one another; as many times over as the sample is read."""
     question_tokens: float
     """Tokens of one question."""
     text_tokens: float
     """Tokens of all questions and answers."""
     labels: float
     """Tokens of the answers."""
-    num_visual_tokens: int
+    num_visual_tokens: float
+    """Of a block, on average."""
 
     @classmethod
-    def of(cls, source: Source[ConversationSample], num_visual_tokens: int, conditioned: bool) -> MeanSample:
-        """Estimated from some of the source's samples, of which no image is read."""
+    def of(
+        cls, source: Source[ConversationSample], num_visual_tokens: float, conditioned: bool, readings: int = 1
+    ) -> MeanSample:
+        """Estimated from some of the source's samples, of which no image is read.
+
+        ``readings``: how often the language model reads a sample (once for each token count, where it trains with
+        all), whose images the tower sees once.
+        """
         samples = [_sizes(sample, conditioned) for sample in evenly_spaced(source, _PROBED_SAMPLES)]
         images, blocks, sequences, question, text, labels = map(fmean, zip(*samples, strict=True))
-        return cls(images, blocks, sequences, question, text, labels, num_visual_tokens)
+        read = (readings * count for count in (blocks, sequences))
+        return cls(images, *read, question, readings * text, readings * labels, num_visual_tokens)
 
     @property
     def tokens(self) -> float:
@@ -126,22 +135,26 @@ def _matrix_weights(vlm: VLM, trained: bool = False) -> int:
 
 
 def visual_flops(vlm: VLM) -> tuple[PartFlops, PartFlops]:
-    """(tower, for an image; compressor and projector, for a block of visual tokens), of a VLM on the meta device."""
+    """(tower, for an image; compressor and projector, for a block of visual tokens), of a VLM on the meta device.
+
+    Of several token counts, the mean.
+    """
     side = vlm.vision_tower.image_size
     image = torch.empty(1, 3, side, side, dtype=torch.uint8, device="meta")
     seen: list[torch.Tensor] = []
     tower = _count(lambda: seen.append(vlm.encode_images(image)))
     features = seen[0].detach().requires_grad_(seen[0].requires_grad)
-    compressor = _forward_and_backward(lambda: visual_tokens(vlm, features))
+    blocks = [_forward_and_backward(partial(visual_tokens, vlm, features, count)) for count in vlm.config.token_counts]
+    compressor = PartFlops(fmean(block.forward for block in blocks), fmean(block.backward for block in blocks))
     back = _count(lambda: seen[0].backward(torch.empty_like(features))) if features.requires_grad else 0.0
     return PartFlops(tower, back), compressor
 
 
-def visual_tokens(vlm: VLM, features: torch.Tensor) -> torch.Tensor:
-    """Compressor and projector alone, for questions that stand as vectors: [B, P, C] -> [B, num_visual_tokens, H]."""
+def visual_tokens(vlm: VLM, features: torch.Tensor, count: int) -> torch.Tensor:
+    """Compressor and projector alone, for questions that stand as vectors: [B, P, C] -> [B, ``count``, H]."""
     width = vlm.config.text_config.hidden_size
     query = features.new_empty(len(features), width) if vlm.compressor.conditioned else None
-    return vlm.projector(vlm.compressor(vlm.compressor.from_cache(features), query, vlm.config.num_visual_tokens))
+    return vlm.projector(vlm.compressor(vlm.compressor.from_cache(features), query, count))
 
 
 def _forward_and_backward(compute: Callable[[], torch.Tensor]) -> PartFlops:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -96,12 +97,15 @@ def _plan_stage(recipe: VLMRecipe, stage: Stage) -> _StagePlan:
     source = open_conversations(data.train)
     task = planned_task(recipe, stage)
     vlm = task.model
-    sample = MeanSample.of(source, vlm.config.num_visual_tokens, vlm.compressor.conditioned)
+    counts, all_of_them = recipe.compressor.counts, recipe.compressor.elastic == "all"
+    sample = MeanSample.of(source, fmean(counts), vlm.compressor.conditioned, len(counts) if all_of_them else 1)
+    # A batch may draw the largest count for every sample, so that is what its memory is planned for.
+    largest = sample if all_of_them else replace(sample, num_visual_tokens=max(counts))
     cache = cache_bytes(source, vlm.compressor.cached_shape)
     cached = recipe.feature_cache and not task.train_tower and cache <= recipe.cache_limit_gb * 1e9
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     flops = flops_per_sample(vlm, sample, recipe.llm.gradient_checkpointing, cached)
-    batch = MicroBatch.of(sample, train, recipe.max_length, world_size())
+    batch = MicroBatch.of(largest, train, recipe.max_length, world_size())
     memory = memory_per_device(task, train, batch, recipe, world_size())
     return _StagePlan(train, str(data.train), len(source), trained, flops, memory, cache, cached, task.train_tower)
 
@@ -164,7 +168,10 @@ def _describe_counts(compressor: CompressorConfig, patches: int) -> str:
     described = f"{', '.join(map(str, compressor.counts))} of {patches} patches, by {compressor.name}"
     if len(compressor.counts) == 1:
         return described
-    how = {"sampled": "one of these drawn for each sample", "all": "each sample at all of these"}
+    how = {
+        "sampled": "one of these drawn for each sample (FLOPs for their mean, memory for the largest)",
+        "all": "each sample at all of these",
+    }
     return f"{described}; elastic: {how[compressor.elastic]}"
 
 
@@ -197,7 +204,7 @@ def _describe_stage(recipe: VLMRecipe, name: Stage, stage: _StagePlan) -> list[t
         (name, f"{length(stage.train, stage.num_samples)}; data {stage.data}: {stage.num_samples} conversations"),
         (f"{name} trains", f"{number(stage.trained)} parameters"),
         (f"{name} FLOPs", f"{format_flops(total)} a sample: {', '.join(parts)}"),
-        (f"{name} memory", f"{gigabytes(memory.total)} on each device: {kept}; {more}"),
+        (f"{name} memory", f"{gigabytes(memory.total)} on each device at the peak: {kept}; {more}"),
         (f"{name} features", _describe_cache(recipe, stage)),
     ]
 

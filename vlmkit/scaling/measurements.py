@@ -221,6 +221,12 @@ def _remark(row: Measurement, flag: str, note: str | None, origin: Path) -> str:
     return f"{cell}: {note}." if note else f"{cell}."
 
 
+def _compressor(record: Record) -> Any:
+    """The compressor, with what it is told of the question where it can be told: blind, it is another."""
+    query = record.get("query")
+    return f"{record.get('compressor')} (query {query})" if query else record.get("compressor")
+
+
 def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Measurement]]]) -> None:
     """Refuse to compare runs that were scored differently, or whose compressors differ."""
     protocols: dict[str, tuple[Path, set[tuple[Any, ...]]]] = {}
@@ -235,7 +241,7 @@ def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Mea
                 "--limit: evaluate all runs in the same way."
             )
         for record, _ in cell:
-            compressor = record.get("compressor")
+            compressor = _compressor(record)
             if compressors.setdefault(family, compressor) != compressor:
                 raise UserError(
                     f"The {family} scores mix the compressors {compressors[family]} and {compressor}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -242,6 +243,15 @@ class ConversationEncoder:
         for value, token in zip(values, ids or values, strict=True):
             expanded += [value] * (self.num_visual_tokens if token == self.image_token_id else 1)
         return expanded
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where an answer ends: the tokenizer's end token, and the special token that ends one in the chat template."""
+    encoder = ConversationEncoder(tokenizer, num_visual_tokens=1, max_length=sys.maxsize)
+    (sequence,) = encoder.encode(ConversationSample("stop", (), (Turn("question", "answer"),)))
+    last = [label for label in sequence.branches[0].labels if label != IGNORE_INDEX][-1]
+    stops = {int(tokenizer.eos_token_id)}
+    return sorted(stops | {last} if last in tokenizer.all_special_ids else stops)
 
 
 def _head(text: str) -> str:

@@ -250,8 +250,9 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     encoder = ConversationEncoder(tokenizer, num_visual_tokens=1, max_length=sys.maxsize)
     (sequence,) = encoder.encode(ConversationSample("stop", (), (Turn("question", "answer"),)))
     last = [label for label in sequence.branches[0].labels if label != IGNORE_INDEX][-1]
-    stops = {int(tokenizer.eos_token_id)}
-    return sorted(stops | {last} if last in tokenizer.all_special_ids else stops)
+    # Those that only the added tokens know of (Phi-3) are no part of all_special_ids.
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted({int(tokenizer.eos_token_id)} | ({last} & special.union(tokenizer.all_special_ids)))
 
 
 def _head(text: str) -> str:

@@ -91,7 +91,7 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
         num_additional_image_tokens=1,  # the class token, which the strategy takes off again
         chat_template=READS_PARTS + tokenizer.get_chat_template(),
     ).save_pretrained(directory)
-    return " ".join(_notes(vlm.config, tokenizer, mean)) or None
+    return " ".join(_notes(vlm, tokenizer, mean)) or None
 
 
 def _stock_llava(vlm: VLM) -> LlavaForConditionalGeneration:
@@ -229,11 +229,11 @@ def _takes_strings(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _PROBE in str(text)
 
 
-def _notes(config: VLMConfig, tokenizer: PreTrainedTokenizerBase, mean: Sequence[float]) -> Iterator[str]:
+def _notes(vlm: VLM, tokenizer: PreTrainedTokenizerBase, mean: Sequence[float]) -> Iterator[str]:
     """What the layout leaves behind, and where the stock processor would do otherwise than training did."""
-    if len(config.token_counts) > 1:
-        yield f"Of the token counts it was trained for, only the full {config.num_visual_tokens} are served here."
-    if config.prompt_order == "text_first":
+    if len(vlm.config.token_counts) > 1:
+        yield f"Of the token counts it was trained for, only the full {vlm.config.num_visual_tokens} are served here."
+    if vlm.config.prompt_order == "text_first":
         yield "This model was trained with images behind the question: put their parts there."
     prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False))
     adds = tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids

@@ -48,8 +48,8 @@ class VLMProcessor(ProcessorMixin):
 
     Images are padded to squares and resized as in training, and stay uint8: the tower normalises them. Each
     ``<image>`` becomes ``num_visual_tokens`` of them; texts are padded on the left, and get no special tokens beyond
-    those of the chat template. ``token_counts`` are the numbers of visual tokens that the model serves, and the most
-    of them is what an image gets unless a call says otherwise. For a ``conditioned`` compressor, ``questions`` (one an image) become
+    those of the chat template. ``token_counts`` are the numbers of visual tokens that the model serves; an image gets
+    the most of them unless a call says otherwise. For a ``conditioned`` compressor, ``questions`` (one an image) become
     ``query_input_ids`` and ``query_attention_mask``; ``apply_chat_template`` finds them itself: the first question of
     each conversation.
     """

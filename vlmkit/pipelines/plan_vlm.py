@@ -166,7 +166,7 @@ def _describe_adapters(recipe: VLMRecipe) -> str:
     assert recipe.init is not None
     if not (is_run(recipe.init) and is_merged(RunDirectory(recipe.init).model_dir)):
         return ""
-    return ", its adapters merged" + (", under fresh ones" if recipe.lora else "")
+    return ", its adapters merged" + (", under fresh ones" if recipe.lora and recipe.stage != "align" else "")
 
 
 def _describe_counts(compressor: CompressorConfig, patches: int) -> str:

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from vlmkit.cli.app import app
 from vlmkit.config import CompressorConfig, LLMConfig
+from vlmkit.data.conversations import stop_tokens
 from vlmkit.errors import UserError
 from vlmkit.models.llm import load_llm
 from vlmkit.models.processor import VLMProcessor
@@ -50,6 +51,7 @@ def test_a_run_goes_out_as_llava(tmp_path: Path) -> None:
     vlm = full_grid_run(tmp_path / "run")
     assert export_run(tmp_path / "run", "llava", tmp_path / "out") is None
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert model.generation_config.eos_token_id == stop_tokens(load_vlm(tmp_path / "run")[1])
     messages = [{"role": "user", "content": "<image>\nwhat color is it"}]
     processors = [AutoProcessor.from_pretrained(tmp_path / path) for path in ("out", "run/model")]
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for processor in processors]

@@ -189,8 +189,7 @@ def test_a_conditioned_compressor_gets_each_question_alone(monkeypatch: pytest.M
     seen: list[torch.Tensor] = []
     question_vector = vlm.question_vector
     monkeypatch.setattr(vlm, "question_vector", lambda *args: (seen.append(question_vector(*args)), seen[-1])[1])
-    outcome = run_benchmark(vlm, encoder, flags_benchmark(source), llm="nano", batch_size=6, max_new_tokens=1)
-    assert {(row.compressor, row.query) for row in outcome.rows} == {("quecc", "llm")}
+    run_benchmark(vlm, encoder, flags_benchmark(source), llm="nano", batch_size=6, max_new_tokens=1)
     (batched,) = seen
     ids = [torch.tensor([encoder.tokenizer(prompt)["input_ids"]]) for prompt in prompts]
     alone = torch.cat([question_vector(row, torch.ones_like(row)) for row in ids])
@@ -245,7 +244,7 @@ def test_records_rows_and_progress(trained: tuple[VLM, ConversationEncoder], tmp
         "flags",
     )
     assert (ocr.limit, ocr.seed, ocr.llm, ocr.visual_tokens) == (6, 3, "nano", 4)
-    assert (ocr.compressor, ocr.query) == ("avgpool", None)  # it cannot read the question
+    assert ocr.query == {"avgpool": None, "quecc": "llm"}[ocr.compressor]
     embeddings = vlm.language_model.get_input_embeddings().weight.numel()
     assert ocr.llm_params == sum(p.numel() for p in vlm.language_model.parameters())
     tables = 1 if vlm.config.text_config.tie_word_embeddings else 2

@@ -91,7 +91,7 @@ def run_benchmark(
 
 
 def model_facts(vlm: VLM, encoder: ConversationEncoder) -> dict[str, Any]:
-    """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor and query.
+    """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor, query.
 
     Non-embedding parameters leave out the token embedding and the language-model head; tied weights count once.
     """

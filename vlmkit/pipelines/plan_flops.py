@@ -55,8 +55,8 @@ class MeanSample:
         """
         samples = [_sizes(sample, conditioned) for sample in evenly_spaced(source, _PROBED_SAMPLES)]
         images, blocks, sequences, question, text, labels = map(fmean, zip(*samples, strict=True))
-        read = (readings * count for count in (blocks, sequences))
-        return cls(images, *read, question, readings * text, readings * labels, num_visual_tokens)
+        blocks, sequences, text, labels = (readings * mean for mean in (blocks, sequences, text, labels))
+        return cls(images, blocks, sequences, question, text, labels, num_visual_tokens)
 
     @property
     def tokens(self) -> float:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.chat_template import ChatTemplate
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations import ConversationEncoder, stop_tokens
 from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.errors import UserError
 
@@ -172,6 +172,14 @@ def test_what_is_labelled(name: str) -> None:
     assert whole[: len(prompt.ids)] == prompt.ids, "training and generation must read the same prompt"
     labels = [IGNORE_INDEX] * len(alone.prefix) + alone.branches[0].labels
     assert labels[len(prompt.ids)] != IGNORE_INDEX == labels[len(prompt.ids) - 1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_stops_at_the_end_token_and_where_answers_end(name: str) -> None:
+    tokenizer = byte_tokenizer(FAMILIES[name])
+    ends = {"llama-3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi-3": "<|end|>"}
+    expected = {FAMILIES[name].eos, ends.get(name, FAMILIES[name].eos)}
+    assert {*tokenizer.convert_ids_to_tokens(stop_tokens(tokenizer))} == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)

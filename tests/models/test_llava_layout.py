@@ -82,7 +82,9 @@ def transformers_tower() -> VisionTower:
     return TransformersTower({"transformers": CLIP.to_dict(), "preprocess_cfg": preprocess})
 
 
-def make(tower: VisionTower, llm: PreTrainedConfig = QWEN2, compressor: str = "avgpool", tokens: int = PATCHES) -> VLM:
+def make(
+    tower: VisionTower, llm: PreTrainedConfig = QWEN2, compressor: str = "none", tokens: int | list[int] = PATCHES
+) -> VLM:
     with seeded(3):
         language_model = AutoModelForCausalLM.from_config(llm)
     return VLM.join(tower, language_model, CompressorConfig(name=compressor, num_visual_tokens=tokens), IMAGE, 0).eval()
@@ -116,8 +118,8 @@ def test_stock_llava_gives_equal_logits_and_answers(tower, llm: PreTrainedConfig
 
 
 def test_what_llava_cannot_express_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"compressor avgpool with 4 of 16 tokens.*--tokens 16"):
-        export_llava(make(own_tower(), tokens=4), TOKENIZER, tmp_path)
+    with pytest.raises(UserError, match=r"avgpool with 4 of 16 tokens.*--compressor none --tokens 16"):
+        export_llava(make(own_tower(), compressor="avgpool", tokens=4), TOKENIZER, tmp_path)
     with pytest.raises(UserError, match="compressor quecc with 16"):
         export_llava(make(own_tower(), compressor="quecc"), TOKENIZER, tmp_path)
     with pytest.raises(UserError, match=r"no place for this tower \(timm_model_name"):
@@ -139,6 +141,18 @@ def test_what_the_stock_processor_would_do_otherwise_is_said(tmp_path: Path) -> 
     )
     note = export_llava(make(tower), tokenizer, tmp_path)
     assert note and "add_special_tokens=False" in note and "mean colour" in note
+
+
+@torch.no_grad()
+def test_pooling_at_every_patch_is_llava_too_and_what_is_lost_is_said(tmp_path: Path) -> None:
+    with seeded(1):
+        vlm = make(own_tower(), compressor="avgpool", tokens=[1, 4, PATCHES])
+    vlm.config.prompt_order = "text_first"
+    note = export_llava(vlm, TOKENIZER, tmp_path)
+    assert note and f"only the full {PATCHES}" in note and "behind the question" in note
+    pixels = torch.randn(1, 3, 32, 32)
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path).get_image_features(pixels).pooler_output[0]
+    torch.testing.assert_close(theirs, vlm.visual_tokens(pixels), rtol=1e-5, atol=1e-5)
 
 
 def checkpoint(directory: Path, **changes: object) -> LlavaForConditionalGeneration:
@@ -177,6 +191,7 @@ def test_a_llava_checkpoint_keeps_its_logits(published: bool, tmp_path: Path) ->
     if published:
         rewrite_as_published(tmp_path)
     vlm, tokenizer = load_llava(str(tmp_path), None, seed=0)
+    assert vlm.config.compressor == "none"
     ids = torch.randint(6, 2048, (2, 24), generator=torch.Generator().manual_seed(0))
     ids[:, 2 : 2 + PATCHES] = IMAGE
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 32, 32)}
@@ -208,7 +223,7 @@ def test_the_published_7b_is_understood_without_its_weights(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     CLIPImageProcessor(size={"shortest_edge": 336}).save_pretrained(tmp_path)
     with torch.device("meta"):
-        vlm = VLM(llava_config(str(tmp_path), CompressorConfig(name="avgpool", num_visual_tokens=576)))
+        vlm = VLM(llava_config(str(tmp_path), CompressorConfig(name="none", num_visual_tokens=576)))
     assert vlm.vision_tower.grid == (24, 24) and vlm.config.image_token_id == 32000
     language_model = sum(parameter.numel() for parameter in vlm.language_model.parameters())
     assert language_model == 6_738_415_616 + 2 * 64 * 4096  # Llama-2 7B, and 64 more tokens
@@ -223,8 +238,13 @@ def test_another_compressor_starts_fresh_between_the_checkpoints_parts(tmp_path:
     assert torch.equal(first.projector[2].bias, projector.linear_2.bias)
     fresh = [torch.cat([p.flatten() for p in vlm.compressor.parameters()]) for vlm in (first, same, other)]
     assert torch.equal(fresh[0], fresh[1]) and not torch.equal(fresh[0], fresh[2])
-    planned, config = llava_config(str(tmp_path), choice), first.config
-    assert planned.vision_config == config.vision_config and planned.token_counts == config.token_counts
+    elastic = CompressorConfig(name="resampler", num_visual_tokens=[1, 4], query="none")
+    joined = [(choice, first), (elastic, load_llava(str(tmp_path), elastic, 0)[0])]
+    for asked, vlm in joined:
+        planned, config = llava_config(str(tmp_path), asked), vlm.config
+        for name in ("vision_config", "compressor", "token_counts", "query", "image_token_id"):
+            assert getattr(planned, name) == getattr(config, name)
+    assert joined[1][1].config.token_counts == [1, 4]
 
 
 def test_an_export_comes_back_as_it_was(tmp_path: Path) -> None:

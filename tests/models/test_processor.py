@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedT
 from vlmkit.config import CompressorConfig, LLMConfig
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.data.images import PadTransform, decode_image
+from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
 from vlmkit.models.llm import load_llm
 from vlmkit.models.processor import VLMProcessor
@@ -22,15 +23,20 @@ from vlmkit.models.vlm import VLM
 QUESTIONS = ["what color is it", "is there a red square in the picture or not"]
 
 
-@pytest.fixture(scope="module", params=["avgpool", "quecc"])
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VLM, object]:
+def save(compressor: str, counts: int | list[int], directory: Path) -> tuple[Path, VLM, PreTrainedTokenizerBase]:
     llm, tokenizer = load_llm(LLMConfig(name="nano"), seed=0)
     tower, image_token_id = build_tower("ViT-mini-8-64"), tokenizer.convert_tokens_to_ids("<image>")
-    vlm = VLM.join(tower, llm, CompressorConfig(name=request.param, num_visual_tokens=4), image_token_id, 0).eval()
-    directory = tmp_path_factory.mktemp(request.param)
+    vlm = VLM.join(tower, llm, CompressorConfig(name=compressor, num_visual_tokens=counts), image_token_id, 0).eval()
     vlm.save_pretrained(directory)
     VLMProcessor.of(vlm, tokenizer).save_pretrained(directory)
     return directory, vlm, tokenizer
+
+
+@pytest.fixture(scope="module", params=["avgpool", "quecc"])
+def saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, VLM, PreTrainedTokenizerBase]:
+    return save(request.param, 4, tmp_path_factory.mktemp(request.param))
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -94,6 +100,48 @@ def test_ids_pixels_and_questions_are_those_of_training(saved: tuple[Path, VLM, 
         assert inputs["query_input_ids"].tolist() == [expected.query]
     pixels = PadTransform(vlm.vision_tower.image_size)(decode_image(image))[None]
     assert torch.equal(inputs["pixel_values"], pixels)
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, VLM, PreTrainedTokenizerBase]:
+    return save("avgpool", [1, 4, 16], tmp_path_factory.mktemp("elastic"))
+
+
+def test_a_call_chooses_among_the_counts_that_are_served(elastic: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:
+    directory, vlm, tokenizer = elastic
+    processor, image = AutoProcessor.from_pretrained(directory), Image.fromarray(picture(30, 70))
+    text = processor.apply_chat_template(conversation(picture(30, 70), QUESTIONS[0]), add_generation_prompt=True)
+    most = processor(images=image, text=text, return_tensors="pt")
+    assert int((most["input_ids"] == processor.image_token_id).sum()) == 16 and "token_counts" not in most
+    for count in (1, 4, 16):
+        inputs = processor(images=[image, image], text=[text, text], num_visual_tokens=count, return_tensors="pt")
+        assert inputs["input_ids"].tolist() == [ConversationEncoder(tokenizer, count, 256).prompt(QUESTIONS[0]).ids] * 2
+        assert inputs["token_counts"] == [count] * 2
+        assert processor._get_num_multimodal_tokens([(30, 70)], num_visual_tokens=count)["num_image_tokens"] == [count]
+        assert vlm(**inputs.to("cpu")).logits.shape[:2] == inputs["input_ids"].shape
+    templated = processor.apply_chat_template(
+        conversation(picture(30, 70), QUESTIONS[0]),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"num_visual_tokens": 4},
+    )
+    assert templated["token_counts"] == [4] and vlm.generate(**templated, max_new_tokens=2).shape[0] == 1
+    with pytest.raises(UserError, match="trained for 1, 4, 16"):
+        processor(images=image, text=text, num_visual_tokens=9)
+
+
+@pytest.mark.parametrize("order", ["image_first", "text_first"])
+def test_images_stand_where_their_parts_do(elastic: tuple[Path, VLM, PreTrainedTokenizerBase], order: str) -> None:
+    directory, _, tokenizer = elastic
+    image, text = {"type": "image"}, {"type": "text", "text": QUESTIONS[0]}
+    content = [image, image, text] if order == "image_first" else [text, image, image]
+    rendered = AutoProcessor.from_pretrained(directory).apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    expected = ConversationEncoder(tokenizer, 1, 256, prompt_order=order).prompt(QUESTIONS[0], num_images=2)
+    assert tokenizer(rendered, add_special_tokens=False).input_ids == expected.ids
 
 
 def test_what_inference_servers_ask_of_a_processor(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_recipes import TRAIN, vlm_recipe
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
+from vlmkit.cli.app import app
 from vlmkit.config import CompressorConfig, LLMConfig
+from vlmkit.data.conversations import stop_tokens
 from vlmkit.errors import UserError
 from vlmkit.models.llm import load_llm
 from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM
 from vlmkit.pipelines import plan_vlm
+from vlmkit.pipelines.ask import AskSettings, Assistant
 from vlmkit.pipelines.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.export import export_run
 from vlmkit.pipelines.train_vlm import train_vlm
@@ -30,10 +36,11 @@ PATCHES = 64
 def full_grid_run(path: Path) -> VLM:
     """A run whose visual tokens are all patches, as if trained."""
     llm, tokenizer = load_llm(LLMConfig(name="nano"), seed=0)
-    choice = CompressorConfig(name="avgpool", num_visual_tokens=PATCHES)
+    choice = CompressorConfig(name="none", num_visual_tokens=PATCHES)
     vlm = VLM.join(build_tower("ViT-mini-8-64"), llm, choice, tokenizer.convert_tokens_to_ids("<image>"), 0).eval()
     run = RunDirectory(path)
-    run.prepare(vlm_recipe("ViT-mini-8-64", **{"compressor.num_visual_tokens": PATCHES}), {}, {})
+    compressor = {"compressor.name": "none", "compressor.num_visual_tokens": PATCHES}
+    run.prepare(vlm_recipe("ViT-mini-8-64", **compressor), {}, {})
     with run.writing_model() as scratch:
         VLMTask(vlm, tokenizer, "finetune").export(str(scratch))
     return vlm
@@ -44,6 +51,7 @@ def test_a_run_goes_out_as_llava(tmp_path: Path) -> None:
     vlm = full_grid_run(tmp_path / "run")
     assert export_run(tmp_path / "run", "llava", tmp_path / "out") is None
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert model.generation_config.eos_token_id == stop_tokens(load_vlm(tmp_path / "run")[1])
     messages = [{"role": "user", "content": "<image>\nwhat color is it"}]
     processors = [AutoProcessor.from_pretrained(tmp_path / path) for path in ("out", "run/model")]
     texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for processor in processors]
@@ -90,3 +98,24 @@ def test_a_llava_checkpoint_is_evaluated_as_the_run_it_came_from(tmp_path: Path)
         evaluate(tmp_path / "llava", [], settings)
     with pytest.raises(UserError, match="not a run directory"):
         evaluate(tmp_path, tasks, settings)
+
+
+def test_a_llava_checkpoint_is_asked_as_the_run_it_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_grid_run(tmp_path / "run")
+    export_run(tmp_path / "run", "llava", tmp_path / "llava")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    replies = []
+    for name in ("run", "llava"):
+        arguments = ["ask", str(tmp_path / name), str(tmp_path / "noise.png"), "what color is it", "--json"]
+        app([*arguments, "--max-new-tokens", "5", "--device", "cpu"], standalone_mode=False)
+        replies.append(json.loads(capsys.readouterr().out))
+    assert replies[0] == replies[1] and replies[0][0]["answer"] and replies[0][0]["visual_tokens"] == PATCHES
+    with pytest.raises(UserError, match=f"trained for {PATCHES}"):
+        Assistant(tmp_path / "llava", AskSettings(tokens=4))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UserError, match=r"no LLaVA-1\.5 checkpoint"):
+        Assistant(tmp_path / "other", AskSettings())

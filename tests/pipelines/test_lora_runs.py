@@ -18,6 +18,7 @@ from vlmkit.config import VLMRecipe
 from vlmkit.models.adapters import load_adapted
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import find_tower
+from vlmkit.pipelines.plan_vlm import plan
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.recipe import vary
@@ -84,7 +85,10 @@ def test_the_adapter_on_its_base_is_the_merged_model(lora_run: Path, tower_run: 
 
 
 def test_a_run_goes_on_from_the_merged_model(lora_run: Path, tower_run: Path, tmp_path: Path) -> None:
-    train_vlm(recipe("lora", tower_run, init=str(lora_run)), tmp_path / "more")
+    more = recipe("lora", tower_run, init=str(lora_run))
+    facts = [dict(plan(given, tmp_path).facts)["llm"] for given in (more, vary(more, {"lora": None}))]
+    assert "its adapters merged, under fresh ones:" in facts[0] and "its adapters merged:" in facts[1]
+    train_vlm(more, tmp_path / "more")
     first, last = metrics_of(lora_run, "train/loss"), metrics_of(tmp_path / "more", "train/loss")
     assert last[0] < first[0]
     assert (tmp_path / "more" / "model" / "adapter" / "adapter_config.json").is_file()

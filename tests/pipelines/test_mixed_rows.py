@@ -1,4 +1,6 @@
-"""VLM runs over text alone, one image and several, on one and two ranks: the same losses, and exact resumption."""
+"""VLM runs over text alone, one image and several, on one and two ranks: the same losses, and exact resumption.
+
+Weights of the language model or adapters train, and one model for one token count or for several."""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from small_recipes import TRAIN, Crash, CrashAt, metrics_of, vlm_recipe
 from vlmkit.config import VLMRecipe
 from vlmkit.pipelines.train_vlm import train_vlm
 
+pytest.importorskip("peft")
 STEPS = 8
 ENGINES = ("ddp", "fsdp")
 
@@ -41,7 +44,23 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rows.json"
 
 
-def recipe(tower: Path, rows: Path, engine: str = "ddp", **train: Any) -> VLMRecipe:
+# Without dropout, which each rank draws for itself.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"lora": {"r": 4, "alpha": 8, "dropout": 0.0}},
+    "elastic": {"compressor.num_visual_tokens": [1, 4, 16]},
+}
+RUNS = {
+    **{engine: (engine, "full", {}) for engine in ENGINES},
+    **{f"{engine}-budget": (engine, "full", {"micro_batch_tokens": 64}) for engine in ENGINES},
+    **{f"{engine}-lora": (engine, "lora", {"micro_batch_tokens": 64}) for engine in ENGINES},
+    "ddp-elastic": ("ddp", "elastic", {"micro_batch_tokens": 64}),
+}
+"""Engine, kind and train section of the runs on two ranks; a token budget gives ranks unequal micro-batches."""
+RESUMED = [f"{engine}-{name}" for name in ("budget", "lora") for engine in ENGINES]
+
+
+def recipe(tower: Path, rows: Path, engine: str = "ddp", kind: str = "full", **train: Any) -> VLMRecipe:
     section = {**TRAIN, "steps": STEPS, "global_batch_size": 4, "parallel": engine, "device": "cpu", **train}
     section["checkpoint"] = {"every_steps": 2, "keep": 4}
     return vlm_recipe(
@@ -49,6 +68,7 @@ def recipe(tower: Path, rows: Path, engine: str = "ddp", **train: Any) -> VLMRec
         stage="finetune",
         finetune=section,
         max_length=64,
+        **KINDS[kind],
         **{"data.train": {f"llava:{rows}": 3, "miniworld:train?scenes=8": 1}, "data.val": f"llava:{rows}"},
     )
 
@@ -62,25 +82,24 @@ def in_two_processes(jobs: list[tuple[VLMRecipe, Path]]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tower_run: Path, rows: Path) -> Path:
-    """One process; two with each engine, with and without a token budget, which gives ranks unequal micro-batches."""
+    """Two processes for each of RUNS, and one for each kind."""
     root = tmp_path_factory.mktemp("mixed")
     jobs = [
-        (recipe(tower_run, rows, engine, **budget), root / f"{engine}{name}")
-        for engine in ENGINES
-        for name, budget in (("", {}), ("-budget", {"micro_batch_tokens": 64}))
+        (recipe(tower_run, rows, engine, kind, **train), root / name) for name, (engine, kind, train) in RUNS.items()
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLMKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         in_two_processes(jobs)
-        train_vlm(recipe(tower_run, rows), root / "one")
+        for kind in KINDS:
+            train_vlm(recipe(tower_run, rows, kind=kind), root / kind)
     return root
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("run", ["ddp", "fsdp", "ddp-budget", "fsdp-budget"])
+@pytest.mark.parametrize("run", RUNS)
 def test_two_ranks_train_like_one_process_whatever_rows_they_get(runs: Path, run: str) -> None:
     for name in ("train/loss", "val/loss"):
-        expected = metrics_of(runs / "one", name)
+        expected = metrics_of(runs / RUNS[run][1], name)
         assert metrics_of(runs / run, name) == pytest.approx(expected, rel=1e-5) and expected
     assert len(metrics_of(runs / run, "train/loss")) == STEPS
 
@@ -88,22 +107,23 @@ def test_two_ranks_train_like_one_process_whatever_rows_they_get(runs: Path, run
 @pytest.mark.dist
 def test_two_ranks_resume_exactly(runs: Path, tower_run: Path, rows: Path, tmp_path: Path) -> None:
     """From the checkpoint of step 4, as if the run had crashed after it."""
-    for engine in ENGINES:
-        copy = tmp_path / engine
-        shutil.copytree(runs / f"{engine}-budget", copy)
+    for name in RESUMED:
+        copy = tmp_path / name
+        shutil.copytree(runs / name, copy)
         lines = (copy / "metrics.jsonl").read_text().splitlines()
         (copy / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= 4))
         shutil.rmtree(copy / "model")
         for step in (6, 8):
             shutil.rmtree(copy / "checkpoints" / f"step-{step:08d}")
+    given = {name: RUNS[name] for name in RESUMED}
     in_two_processes(
-        [(recipe(tower_run, rows, engine, micro_batch_tokens=64), tmp_path / engine) for engine in ENGINES]
+        [(recipe(tower_run, rows, engine, kind, **train), tmp_path / n) for n, (engine, kind, train) in given.items()]
     )
-    for engine in ENGINES:
-        straight, resumed = runs / f"{engine}-budget", tmp_path / engine
+    for name in RESUMED:
+        straight, resumed = runs / name, tmp_path / name
         assert metrics_of(resumed, "train/loss") == metrics_of(straight, "train/loss")
         mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (resumed, straight))
-        assert mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in mine)
+        assert mine.keys() == theirs.keys() and all(mine[key].equal(theirs[key]) for key in mine)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Qwen2Config
 
 from vlmkit import registry
@@ -240,6 +241,25 @@ def test_the_answer_never_reaches_the_visual_tokens(num_turns: int) -> None:
     before = tokens_of("what color is it", "red")
     assert torch.equal(before, tokens_of("what color is it", "a green one and a blue one"))
     assert not torch.equal(before, tokens_of("what shape is it", "red"))
+
+
+def test_a_saved_model_ends_its_answers_where_its_template_does(tmp_path: Path) -> None:
+    """Here with a word that the model says, and that is not the tokenizer's end token."""
+    task, prompt = make().eval(), torch.tensor([[30, 40, 50]])
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "max_new_tokens": 8}
+    free = task.model.generate(**inputs)[0].tolist()
+    end = next(token for token in reversed(free) if token != TOKENIZER.eos_token_id)
+    tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+    word = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False)], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ '" + word + "' }}{% endif %}{% endfor %}"
+    )
+    VLMTask(task.model, tokenizer, "finetune").export(str(tmp_path))
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert saved.language_model.generation_config.eos_token_id == sorted([tokenizer.eos_token_id, end])
+    assert saved.generate(**inputs)[0].tolist() == free[: free.index(end) + 1] and free.index(end) < 7
 
 
 def test_bf16_autocast_agrees_with_float32() -> None:

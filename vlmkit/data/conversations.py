@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -242,6 +243,16 @@ class ConversationEncoder:
         for value, token in zip(values, ids or values, strict=True):
             expanded += [value] * (self.num_visual_tokens if token == self.image_token_id else 1)
         return expanded
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where an answer ends: the tokenizer's end token, and the special token that ends one in the chat template."""
+    encoder = ConversationEncoder(tokenizer, num_visual_tokens=1, max_length=sys.maxsize)
+    (sequence,) = encoder.encode(ConversationSample("stop", (), (Turn("question", "answer"),)))
+    last = [label for label in sequence.branches[0].labels if label != IGNORE_INDEX][-1]
+    # Those that only the added tokens know of (Phi-3) are no part of all_special_ids.
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted({int(tokenizer.eos_token_id)} | ({last} & special.union(tokenizer.all_special_ids)))
 
 
 def _head(text: str) -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlmkit.contracts import IGNORE_INDEX
-from vlmkit.data.conversations import ConversationEncoder, EncodedPrompt
-from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.data.conversations import ConversationEncoder, EncodedPrompt, stop_tokens
+from vlmkit.data.samples import Turn
 from vlmkit.models.prompt_prefix import PromptPrefix, shared_beginning
 from vlmkit.models.vlm import VLM
 
@@ -60,7 +59,7 @@ class GreedyAnswerer:
         self._prefix: tuple[tuple[int, ...], PromptPrefix | None] = ((), None)
         self._generation = {
             "max_new_tokens": max_new_tokens,
-            "eos_token_id": _stop_tokens(encoder),
+            "eos_token_id": stop_tokens(tokenizer),
             "pad_token_id": self._pad,
         }
 
@@ -151,11 +150,3 @@ def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[torch.Tenso
         ids[number, place] = torch.tensor(row)
         mask[number, place] = 1
     return ids, mask
-
-
-def _stop_tokens(encoder: ConversationEncoder) -> list[int]:
-    """The tokenizer's end token, and the special token that ends an answer in the chat template."""
-    (sequence,) = encoder.encode(ConversationSample("stop", (), (Turn("question", "answer"),)))
-    last = [label for label in sequence.branches[0].labels if label != IGNORE_INDEX][-1]
-    stops = {int(encoder.tokenizer.eos_token_id)}
-    return sorted(stops | {last} if last in encoder.tokenizer.all_special_ids else stops)

@@ -24,6 +24,7 @@ from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM, VLMConfig
 
+DIRECTORY_NAME = "adapter"
 CONNECTOR_NAME = "connector.safetensors"
 _WEIGHTS_NAME = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -64,7 +65,7 @@ def save_adapted(vlm: VLM, directory: str | Path) -> None:
     """
     peft = _require_peft()
     vlm.save_pretrained(directory, state_dict=_merged_state(vlm))
-    adapter = Path(directory) / "adapter"
+    adapter = Path(directory) / DIRECTORY_NAME
     adapter.mkdir()
     llm: Any = vlm.language_model
     llm.peft_config["default"].save_pretrained(adapter)
@@ -72,6 +73,11 @@ def save_adapted(vlm: VLM, directory: str | Path) -> None:
     save_file({_PEFT_PREFIX + name: _portable(value) for name, value in weights.items()}, adapter / _WEIGHTS_NAME)
     save_file({name: _portable(value) for name, value in _connector(vlm).items()}, adapter / CONNECTOR_NAME)
     vlm.config.save_pretrained(adapter)
+
+
+def is_merged(model: str | Path) -> bool:
+    """Whether the ``model/`` directory of a VLM run holds a model that adapters were merged into."""
+    return (Path(model) / DIRECTORY_NAME).is_dir()
 
 
 def load_adapted(directory: str | Path, language_model: PreTrainedModel, vision_tower: VisionTower) -> VLM:

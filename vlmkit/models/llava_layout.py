@@ -63,8 +63,8 @@ _PUBLISHED_NAMES = {
     "lm_head.": "language_model.lm_head.",
 }
 _LAYOUT = "LLaVA's layout (LlavaForConditionalGeneration)"
-EVERY_PATCH = "avgpool"
-"""The compressor that keeps all patches when asked for as many tokens."""
+EVERY_PATCH = "none"
+"""The compressor that keeps every patch."""
 _IDENTITIES = ("none", "avgpool", "downsample")
 """Compressors that change nothing where there are as many tokens as patches."""
 _WAY_ON = "load this model through vlmkit (import vlmkit)"
@@ -91,7 +91,7 @@ def export_llava(vlm: VLM, tokenizer: PreTrainedTokenizerBase, directory: str | 
         num_additional_image_tokens=1,  # the class token, which the strategy takes off again
         chat_template=READS_PARTS + tokenizer.get_chat_template(),
     ).save_pretrained(directory)
-    return " ".join(_notes(tokenizer, mean)) or None
+    return " ".join(_notes(vlm, tokenizer, mean)) or None
 
 
 def _stock_llava(vlm: VLM) -> LlavaForConditionalGeneration:
@@ -102,7 +102,7 @@ def _stock_llava(vlm: VLM) -> LlavaForConditionalGeneration:
         raise UserError(
             f"{_LAYOUT} has no place for the compressor {vlm.config.compressor} with {vlm.config.num_visual_tokens} of "
             f"{patches} tokens: between tower and projector it keeps every patch; export a model that does "
-            f"(--tokens {patches} --compressor {EVERY_PATCH}), or {_WAY_ON}."
+            f"(--compressor {EVERY_PATCH} --tokens {patches}), or {_WAY_ON}."
         )
     clip = clip_vision_model(tower, _LAYOUT, _WAY_ON)
     config = LlavaConfig(
@@ -229,8 +229,12 @@ def _takes_strings(tokenizer: PreTrainedTokenizerBase) -> bool:
     return _PROBE in str(text)
 
 
-def _notes(tokenizer: PreTrainedTokenizerBase, mean: Sequence[float]) -> Iterator[str]:
-    """Where the stock processor would do otherwise than training did."""
+def _notes(vlm: VLM, tokenizer: PreTrainedTokenizerBase, mean: Sequence[float]) -> Iterator[str]:
+    """What the layout leaves behind, and where the stock processor would do otherwise than training did."""
+    if len(vlm.config.token_counts) > 1:
+        yield f"Of the token counts it was trained for, only the full {vlm.config.num_visual_tokens} are served here."
+    if vlm.config.prompt_order == "text_first":
+        yield "This model was trained with images behind the question: put their parts there."
     prompt = str(tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False))
     adds = tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids
     if adds and not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token)):

@@ -39,6 +39,15 @@ def transforms_logits(text_config: PreTrainedConfig) -> bool:
     return any(getattr(text_config, name, None) not in (None, 1, 1.0) for name in _LOGIT_TRANSFORMS)
 
 
+def require_count(count: int, served: Sequence[int]) -> None:
+    """Raise UserError, naming the numbers of visual tokens ``served``, unless ``count`` is one of them."""
+    if count not in served:
+        raise UserError(
+            f"The model does not serve {count} visual tokens; it was trained for {', '.join(map(str, served))}: "
+            "choose one of these."
+        )
+
+
 class VLMConfig(PreTrainedConfig):
     """Everything that rebuilds the model without its weights.
 
@@ -85,11 +94,7 @@ class VLMConfig(PreTrainedConfig):
 
     def require_count(self, count: int) -> None:
         """Raise UserError, naming the counts that there are, unless the model serves this one."""
-        if count not in self.token_counts:
-            raise UserError(
-                f"The model does not serve {count} visual tokens; it was trained for "
-                f"{', '.join(map(str, self.token_counts))}: choose one of these."
-            )
+        require_count(count, self.token_counts)
 
 
 @dataclass
@@ -330,6 +335,11 @@ class VLM(PreTrainedModel):
             query = self.question_vector(token, torch.ones_like(token))
         return 0.0 * self.projector(self.compressor(features, query, self.config.num_visual_tokens)).sum()
 
+    def end_answers_at(self, token_ids: Sequence[int]) -> None:
+        """Let ``generate`` stop at any of these tokens unless told otherwise: from now on, and where it is saved."""
+        for holder in (self.config.text_config, self.language_model.config, self.language_model.generation_config):
+            holder.eos_token_id = [*token_ids]
+
     @torch.no_grad()
     def generate(
         self,
@@ -344,6 +354,8 @@ class VLM(PreTrainedModel):
         **generation: Any,
     ) -> torch.Tensor:
         """New tokens only, [B, <= max_new_tokens]: prompts that end together in, greedy unless told otherwise.
+
+        An answer ends at the tokens of :meth:`end_answers_at`, in a trained model those of its chat template.
 
         ``generation`` goes to the language model's ``generate`` (max_new_tokens, eos_token_id, pad_token_id, ...).
         """

@@ -13,7 +13,7 @@ from vlmkit import registry
 from vlmkit.config import CompressorConfig, PretrainRecipe, TrainConfig, VLMRecipe
 from vlmkit.data.feature_cache import cache_bytes
 from vlmkit.data.sources import open_conversations
-from vlmkit.models.adapters import add_adapters
+from vlmkit.models.adapters import add_adapters, is_merged
 from vlmkit.models.llm import llm_config
 from vlmkit.models.towers import find_tower_config
 from vlmkit.models.vlm import VLM, VLMConfig
@@ -22,6 +22,7 @@ from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample,
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.pretrain import is_missing_default
 from vlmkit.pipelines.vlm_models import Stage, initial_config, stage_settings, tower_image_size
+from vlmkit.runs import RunDirectory, is_run
 from vlmkit.scaling.cost import format_flops
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.distributed import DistributedContext, place
@@ -148,7 +149,7 @@ def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
     config = vlm.config.text_config
     shape = f"{number(size)} parameters, {config.num_hidden_layers} layers of width {config.hidden_size}"
     if recipe.init:
-        return f"that of {name}: {shape}"
+        return f"that of {name}{_describe_adapters(recipe)}: {shape}"
     if not registry.is_llm(name):
         return f"{name}: {shape}"
     facts = registry.llm(name)
@@ -158,6 +159,14 @@ def _describe_llm(recipe: VLMRecipe, vlm: VLM, size: int) -> str:
     else:
         origin = f"weights from {facts.hub_id}"
     return f"{resolved}: {shape}; {origin}"
+
+
+def _describe_adapters(recipe: VLMRecipe) -> str:
+    """What becomes of the adapters of the run that ``recipe.init`` names, if it has some."""
+    assert recipe.init is not None
+    if not (is_run(recipe.init) and is_merged(RunDirectory(recipe.init).model_dir)):
+        return ""
+    return ", its adapters merged" + (", under fresh ones" if recipe.lora and recipe.stage != "align" else "")
 
 
 def _describe_counts(compressor: CompressorConfig, patches: int) -> str:

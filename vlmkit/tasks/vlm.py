@@ -11,6 +11,7 @@ from torch import nn
 
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
+from vlmkit.data.conversations import stop_tokens
 from vlmkit.models.adapters import adapter_parameters, is_adapted, save_adapted
 from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMOutput
@@ -152,8 +153,10 @@ class VLMTask(nn.Module):
     def export(self, directory: str) -> None:
         """Write what ``AutoModelForImageTextToText``, ``AutoProcessor`` and ``AutoTokenizer`` read.
 
-        Adapters are merged into the model, and written beside it as well (``models.adapters``).
+        Adapters are merged into the model, and written beside it as well (``models.adapters``). Wherever the model is
+        read, its answers end where those it was trained on do.
         """
+        self.model.end_answers_at(stop_tokens(self.tokenizer))
         if is_adapted(self.model.language_model):
             save_adapted(self.model, directory)
         else:

@@ -70,7 +70,7 @@ def draw_batch(recipe: PretrainRecipe, image_size: int, device: torch.device) ->
     labels = build_label_tokenizer(recipe.labels, source, cache_folder("captions"))
     load = CaptionLoader(source, image_size, augment=recipe.augment)
     collate = CaptionCollate(labels, ClipTokenizer())
-    batch = collate([load(index, 0) for index in range(recipe.train.global_batch_size)])
+    batch = collate([load(index, 0)() for index in range(recipe.train.global_batch_size)])
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 

@@ -39,7 +39,7 @@ def test_items_are_functions_of_seed_index_and_epoch() -> None:
 
     def items(seed: int) -> list[tuple[bytes, str]]:
         load = CaptionLoader(source, 16, augment=augment, seed=seed)
-        loaded = [load(index, epoch) for index in range(3) for epoch in range(10)]
+        loaded = [load(index, epoch)() for index in range(3) for epoch in range(10)]
         return [(item.image.numpy().tobytes(), item.caption) for item in loaded]
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def test_items_are_functions_of_seed_index_and_epoch() -> None:
 def test_labels_and_text_are_of_the_items_captions(clip: ClipTokenizer, labels: LabelTokenizer) -> None:
     source = Captions([CaptionSample(PICTURE, ("a red cat", "one blue dog &amp; more", "Ärger", "the"))])
     load = CaptionLoader(source, 16, augment=AugmentConfig(crop_scale=(0.2, 0.9)))
-    items = [load(0, epoch) for epoch in range(20)]
+    items = [load(0, epoch)() for epoch in range(20)]
     batch = CaptionCollate(labels, clip)(items)
     assert {item.caption for item in items} == set(source[0].captions)
     assert torch.equal(batch["pixel_values"], torch.stack([item.image for item in items]))
@@ -64,7 +64,7 @@ def test_labels_and_text_are_of_the_items_captions(clip: ClipTokenizer, labels: 
 
 
 def test_without_augmentation_images_are_those_of_evaluation() -> None:
-    item = CaptionLoader(Captions([CaptionSample(PICTURE, ("a",))]), 16)(0, 3)
+    item = CaptionLoader(Captions([CaptionSample(PICTURE, ("a",))]), 16)(0, 3)()
     assert torch.equal(item.image, EvalTransform(16)(decode_image(PICTURE)))
 
 
@@ -86,7 +86,7 @@ def test_cached_features_stand_in_for_images_with_the_same_captions() -> None:
         source, lambda pixels: pixels.float().mean((2, 3)), 16, {}, 1e9, preprocessing="crop", dtype=torch.float32
     )
     cached, plain = CaptionLoader(Unread(samples), 16, features=cache), CaptionLoader(source, 16)
-    items = [(cached(0, epoch), plain(0, epoch)) for epoch in range(8)]
+    items = [(cached(0, epoch)(), plain(0, epoch)()) for epoch in range(8)]
     assert all(mine.caption == theirs.caption for mine, theirs in items)
     batch = CaptionCollate()([mine for mine, _ in items])
     assert set(batch) == {"image_features"}
@@ -95,21 +95,21 @@ def test_cached_features_stand_in_for_images_with_the_same_captions() -> None:
     for index in (1, 2):
         for load in (cached, plain):
             with pytest.raises(BadSample):
-                load(index, 0)
+                load(index, 0)()
 
 
 def test_useless_samples_are_bad() -> None:
     source = Captions([CaptionSample(b"garbage", ("a cat",)), CaptionSample(PICTURE, ("\x00 &nbsp;",))])
     load = CaptionLoader(source, 16)
     with pytest.raises(BadImage):
-        load(0, 0)
+        load(0, 0)()
     with pytest.raises(BadSample, match="nothing to read"):
-        load(1, 0)
+        load(1, 0)()
 
 
 def test_a_caption_that_masks_empty_is_an_item_without_labels(labels: LabelTokenizer) -> None:
     load = CaptionLoader(Captions([CaptionSample(PICTURE, ("the",))]), 16)
-    batch = CaptionCollate(labels)([load(0, 0), load(0, 1)])
+    batch = CaptionCollate(labels)([load(0, 0)(), load(0, 1)()])
     assert batch["label_ids"].tolist() == [[PAD_LABEL], [PAD_LABEL]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -30,6 +30,21 @@ class Load:
         if index in self.wrong:
             raise UserError(f"sample {index} trains nothing")
         return index, epoch
+
+
+@dataclass
+class LoadInTwo(Load):
+    """Returns, for most indices, a function that yields the key or finds it bad; keeps what it did."""
+
+    done: list[str] = field(default_factory=list)
+
+    def __call__(self, index: int, epoch: int) -> Any:
+        self.done.append("read")
+        return super().__call__(index, epoch) if index % 5 == 0 else lambda: self._make(index, epoch)
+
+    def _make(self, index: int, epoch: int) -> tuple[int, int]:
+        self.done.append("made")
+        return super().__call__(index, epoch)
 
 
 def collate(items: Sequence[tuple[int, int]]) -> Batch:
@@ -154,6 +169,22 @@ def test_bad_samples_are_replaced_deterministically_and_counted() -> None:
         assert after[1] == before[1]
     assert flat(global_steps(2, 10, load=Load(bad), num_workers=2)) == replaced
     assert len({after[0] for before, after in zip(flat(clean), replaced, strict=True) if before != after}) > 3
+
+
+@pytest.mark.parametrize("bad", [frozenset(), frozenset({5, 6, 70, 71})])
+def test_samples_that_are_made_after_reading_are_the_same(bad: frozenset[int]) -> None:
+    whole, halves = (stream(load, 100, global_batch_size=90) for load in (Load(bad), LoadInTwo(bad)))
+    for (expected,), (batch,) in itertools.islice(zip(whole.steps(0), halves.steps(0), strict=False), 2):
+        assert keys(batch) == keys(expected) and batch["num_bad"] == expected["num_bad"]
+    whole_pass, in_halves = (list(eval_batches(load, 100, 90, collate)) for load in (Load(bad), LoadInTwo(bad)))
+    assert list(map(keys, in_halves)) == list(map(keys, whole_pass))
+    assert sum(batch["num_bad"] for batch in in_halves) == len(bad)
+
+
+def test_several_samples_are_read_before_the_first_is_made() -> None:
+    load = LoadInTwo()
+    next(eval_batches(load, 16, 16, collate))
+    assert load.done[:16] == ["read"] * 16
 
 
 def test_data_without_a_readable_sample_are_refused() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from vlmkit.data.corpus import read_captions
 from vlmkit.data.draws import Draws
 from vlmkit.data.feature_cache import FeatureCache
 from vlmkit.data.images import EvalTransform, TrainTransform, decode_image
-from vlmkit.data.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample, Image
 
 PAD_LABEL = -1
 """Fills up rows of ``label_ids``; no token has this id."""
@@ -32,14 +33,14 @@ class CaptionItem(NamedTuple):
 
 
 class CaptionLoader:
-    """Loads item ``(index, epoch)`` of a caption source.
+    """Reads sample ``(index, epoch)`` of a caption source and returns the function that makes an item of it (``Load``).
 
     The caption of a sample with several is drawn, like the augmentation, from (seed, index, epoch); without ``augment``
     the image is resized and centre-cropped. With ``features`` (a cache over the same source, of pooled features of
     images cropped like that) no image is read, nor augmented.
 
-    Raises BadSample for an image that cannot be used or a caption with nothing to read. What an objective makes of
-    captions is not known here, so all objectives see the same samples.
+    Raises BadSample for a caption with nothing to read, as that function does for an image that cannot be used. What an
+    objective makes of captions is not known here, so all objectives see the same samples.
     """
 
     def __init__(
@@ -58,17 +59,17 @@ class CaptionLoader:
         self._eval = EvalTransform(image_size)
         self._train = TrainTransform(image_size, augment) if augment else None
 
-    def __call__(self, index: int, epoch: int) -> CaptionItem:
+    def __call__(self, index: int, epoch: int) -> Callable[[], CaptionItem]:
         draws = Draws(self.seed, index, epoch)
         if self._features is not None:
             caption = _draw(read_captions(self.source, index), draws)
-            image = _single(self._features[index])
-        else:
-            sample = self.source[index]
-            caption = _draw(sample.captions, draws)
-            decoded = decode_image(sample.image)
-            image = self._train(decoded, draws) if self._train else self._eval(decoded)
-        return CaptionItem(image, caption)
+            return partial(CaptionItem, _single(self._features[index]), caption)
+        sample = self.source[index]
+        return partial(self._decode, sample.image, _draw(sample.captions, draws), draws)
+
+    def _decode(self, image: Image, caption: str, draws: Draws) -> CaptionItem:
+        decoded = decode_image(image)
+        return CaptionItem(self._train(decoded, draws) if self._train else self._eval(decoded), caption)
 
 
 def _draw(captions: Sequence[str], draws: Draws) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -20,13 +21,18 @@ from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 
 Load = Callable[[int, int], Any]
-"""(index, epoch) -> item. A function of its arguments alone; raises BadSample where the sample cannot be used."""
+"""(index, epoch) -> item, or a function without arguments that makes it of what has been read.
+
+A function of its arguments alone; either half raises BadSample where the sample cannot be used.
+"""
 Collate = Callable[[Sequence[Any]], Batch | list[Batch]]
 """Items -> one batch, or several that together hold them."""
 
 MAX_SUBSTITUTES = 32
 """Substitutes tried for one bad sample before the data as a whole count as unreadable."""
 
+_READ_TOGETHER = 32
+"""Samples whose files are in memory before the first of them is decoded."""
 _PREFETCH_BATCHES = 4
 _NICENESS = 10
 """By how much loader processes stand back behind the one that trains."""
@@ -139,20 +145,21 @@ class _TrainingAssembler:
     order: SampleOrder
 
     def __call__(self, keys: Sequence[SampleKey]) -> list[Batch]:
-        items, bad = zip(*(self._load_or_substitute(*key) for key in keys), strict=True)
-        return _counted(self.collate(items), sum(bad))
+        items, num_bad = list[Any](), 0
+        for key, item in zip(keys, _load_all(self.load, keys), strict=True):
+            is_bad = isinstance(item, BadSample)
+            items.append(self._substitute(key) if is_bad else item)
+            num_bad += is_bad
+        return _counted(self.collate(items), num_bad)
 
-    def _load_or_substitute(self, index: int, epoch: int) -> tuple[Any, bool]:
-        candidate, reason = index, ""
-        for attempt in range(1 + MAX_SUBSTITUTES):
-            try:
-                return self.load(candidate, epoch), attempt > 0
-            except BadSample as error:
-                reason = str(error)
-                _log.info("sample %d cannot be used: %s", candidate, reason)
-                candidate = self.order.substitute((index, epoch), attempt)
+    def _substitute(self, key: SampleKey) -> Any:
+        index, epoch = key
+        for attempt in range(MAX_SUBSTITUTES):
+            (item,) = _load_all(self.load, [(self.order.substitute(key, attempt), epoch)])
+            if not isinstance(item, BadSample):
+                return item
         raise UserError(
-            f"Sample {index} and all {MAX_SUBSTITUTES} substitutes tried for it cannot be read (the last: {reason}); "
+            f"Sample {index} and all {MAX_SUBSTITUTES} substitutes tried for it cannot be read (the last: {item}); "
             "check the training data."
         )
 
@@ -164,13 +171,25 @@ class _EvaluationAssembler:
 
     def __call__(self, keys: Sequence[SampleKey]) -> list[Batch]:
         """The good samples with the number of bad ones, which is all there is if none is good."""
-        items: list[Any] = []
-        for index, epoch in keys:
-            try:
-                items.append(self.load(index, epoch))
-            except BadSample as error:
-                _log.info("sample %d cannot be used: %s", index, error)
+        items = [item for item in _load_all(self.load, keys) if not isinstance(item, BadSample)]
         return _counted(self.collate(items) if items else {}, len(keys) - len(items))
+
+
+def _load_all(load: Load, keys: Sequence[SampleKey]) -> Iterator[Any]:
+    """The item of each key, or the BadSample that says why there is none."""
+    for some in _chunks(keys, _READ_TOGETHER):
+        # Read in a row: between images, which fill the caches, work as small as this takes several times as long.
+        read = [(index, _unless_bad(index, partial(load, index, epoch))) for index, epoch in some]
+        for index, item in read:
+            yield _unless_bad(index, item) if callable(item) else item
+
+
+def _unless_bad(index: int, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except BadSample as error:
+        _log.info("sample %d cannot be used: %s", index, error)
+        return error
 
 
 def _counted(collated: Batch | list[Batch], num_bad: int) -> list[Batch]:

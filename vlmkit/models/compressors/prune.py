@@ -58,10 +58,13 @@ class Prune(Compressor):
         num_contextual = round(num_visual_tokens * CONTEXTUAL_FRACTION)
         best = features.attention.topk(num_visual_tokens - num_contextual, dim=1).indices
         dominant = torch.zeros_like(features.attention, dtype=torch.bool).scatter_(1, best, True)
-        kept = _select(features.patches, dominant)
+        # Indices, not masks: a plan counts this on tensors without numbers, where a mask selects an unknown number.
+        order, num_others = dominant.byte().argsort(dim=1, stable=True), dominant.shape[1] - best.shape[1]
+        other, chosen = order[:, :num_others], order[:, num_others:]
+        kept = _select(features.patches, chosen)
         if num_contextual == 0:
             return kept
-        rest, keys = _select(features.patches, ~dominant), _select(features.keys, ~dominant)
+        rest, keys = _select(features.patches, other), _select(features.keys, other)
         return torch.cat([kept, _merge(rest, keys, num_contextual)], dim=1)
 
     def _finished(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
@@ -75,17 +78,18 @@ class Prune(Compressor):
 
 
 def _select(rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The chosen rows of each image, equally many in all: [B, P, C] by [B, P] -> [B, n, C]."""
-    return rows[chosen].view(len(rows), -1, rows.shape[2])
+    """The chosen rows of each image: [B, P, C] by their indices [B, n] -> [B, n, C]."""
+    return rows.gather(1, chosen[..., None].expand(-1, -1, rows.shape[2]))
 
 
 def _merge(patches: torch.Tensor, keys: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` evenly spaced patches, each plus the mean of those nearest to it by key: [B, R, D] -> [B, count, D]."""
     remaining = patches.shape[1]
-    is_target = torch.zeros(remaining, dtype=torch.bool, device=patches.device)
-    is_target[: count * (remaining // count) : remaining // count] = True
+    targets = range(remaining)[: count * (remaining // count) : remaining // count]
+    others = torch.tensor([i for i in range(remaining) if i not in targets], dtype=torch.long, device=patches.device)
+    target = torch.tensor(targets, device=patches.device)
     keys = F.normalize(keys, dim=-1)
-    nearest = (keys[:, ~is_target] @ keys[:, is_target].mT).argmax(dim=-1)
+    nearest = (keys[:, others] @ keys[:, target].mT).argmax(dim=-1)
     joined = F.one_hot(nearest, count).to(patches.dtype)
-    means = joined.mT @ patches[:, ~is_target] / joined.sum(dim=1).clamp(min=1).unsqueeze(-1)
-    return patches[:, is_target] + means
+    means = joined.mT @ patches[:, others] / joined.sum(dim=1).clamp(min=1).unsqueeze(-1)
+    return patches[:, target] + means

@@ -5,6 +5,7 @@ it that this happens when those are imported.
 """
 
 from vlmkit.models.processor import VLMProcessor
-from vlmkit.models.vlm import VLM, VLMConfig
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig
 
 __all__ = ["VLM", "VLMConfig", "VLMProcessor"]

@@ -22,7 +22,8 @@ from vlmkit.config import LoRAConfig
 from vlmkit.errors import UserError
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
-from vlmkit.models.vlm import VLM, VLMConfig
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig
 
 DIRECTORY_NAME = "adapter"
 CONNECTOR_NAME = "connector.safetensors"

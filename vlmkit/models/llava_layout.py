@@ -33,7 +33,8 @@ from vlmkit.models.llm import complete
 from vlmkit.models.processor import READS_PARTS, pad_and_resize
 from vlmkit.models.transformers_tower import TransformersTower, transformers_config
 from vlmkit.models.vision_tower import VisionTower
-from vlmkit.models.vlm import VLM, VLMConfig, transforms_logits
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig, transforms_logits
 from vlmkit.registry import CLIP_MEAN
 
 CHAT_TEMPLATE = (

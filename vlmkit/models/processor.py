@@ -10,7 +10,8 @@ from transformers import AutoProcessor, BatchFeature, LlavaImageProcessor
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from vlmkit.contracts import IMAGE_TOKEN
-from vlmkit.models.vlm import VLM, VLMConfig, require_count
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig, require_count
 from vlmkit.registry import CLIP_MEAN
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from vlmkit.data.sources import open_conversations
 from vlmkit.models.adapters import add_adapters, is_merged
 from vlmkit.models.llm import llm_config
 from vlmkit.models.towers import find_tower_config
-from vlmkit.models.vlm import VLM, VLMConfig
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig
 from vlmkit.pipelines.plan import Plan, gigabytes, length, memory_here, number, world_size
 from vlmkit.pipelines.plan_flops import MeanSample, PartFlops, flops_per_sample, language_layers, parameters_of
 from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device

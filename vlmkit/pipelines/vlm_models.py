@@ -24,7 +24,8 @@ from vlmkit.models.llava_layout import llava_config, load_llava
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import default_image_size, find_tower, find_tower_config, tower_from_config
 from vlmkit.models.transformers_tower import is_hub_directory
-from vlmkit.models.vlm import VLM, VLMConfig
+from vlmkit.models.vlm import VLM
+from vlmkit.models.vlm_config import VLMConfig
 from vlmkit.runs import is_run, open_model
 from vlmkit.training.distributed import DistributedContext
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from vlmkit import registry
 from vlmkit.config import CompressorConfig, LLMConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN
 from vlmkit.errors import UserError
+from vlmkit.evals.progress import shown
 from vlmkit.models.compressors import COMPRESSORS, shrunken_image_size
 from vlmkit.models.compressors.base import legal_counts
 from vlmkit.models.llm import llm_config, load_llm
@@ -122,9 +124,10 @@ def _time(
     model: str, settings: BenchSettings, dtype: Dtype, device: torch.device, progress: Progress
 ) -> Iterator[Timing]:
     """The rows of one model, which is built here and gone afterwards."""
-    vlms, tower = _vlms_of_run(model, settings) if is_run(model) else _vlms_around(model, settings, dtype, device)
-    for vlm in vlms.values():
-        torch.nn.Module.to(vlm.eval(), device=device, dtype=_TORCH_DTYPES[dtype])
+    with shown(progress, 1, f"building {table_name(model)}"):
+        vlms, tower = _vlms_of_run(model, settings) if is_run(model) else _vlms_around(model, settings, dtype, device)
+        for vlm in vlms.values():
+            torch.nn.Module.to(vlm.eval(), device=device, dtype=_TORCH_DTYPES[dtype])
     with torch.inference_mode():
         seconds = _seconds(table_name(model), vlms, settings, device, progress)
     steps = settings.workload.new_tokens - 1
@@ -195,42 +198,44 @@ def _seconds(
 ) -> dict[_Key, list[float]]:
     """Seconds of every run of every part, for each token count; the tower's under the first count that has it."""
     timed: dict[_Key, Callable[[], object]] = {}
-    kept: dict[_Key, Cache] = {}
-    fresh: dict[_Key, Cache] = {}
     for count, vlm in vlms.items():
-        parts, caches = _Parts(vlm, count, settings, device), {}
+        parts = _Parts(vlm, count, settings.workload, device)
         if count == _first_with_tower(vlms, vlm.vision_tower):
             timed["tower", count] = parts.see
         timed["compressor", count] = partial(parts.compress, parts.see())
         if vlm.compressor.conditioned and not settings.workload.cached_text:
             timed["query pass", count] = parts.ask
-        caches["prefill"] = parts.cached_text()
-        caches["decode"] = parts.prefill(deepcopy(caches["prefill"]))
-        timed["prefill", count] = partial(_with_cache, parts.prefill, fresh, ("prefill", count))
-        timed["decode", count] = partial(_with_cache, parts.decode, fresh, ("decode", count))
-        kept |= {(part, count): cache for part, cache in caches.items() if cache is not None}
-    done = 0
+        text = parts.cached_text()
+        timed["prefill", count] = _Continued(parts.prefill, text)
+        timed["decode", count] = _Continued(parts.decode, parts.prefill(deepcopy(text)))
+    total = (settings.repeats + 1) * len(timed)
+    started = count_from(0)
 
     def before(key: _Key) -> None:
-        # What is read goes into the cache, so every run gets a copy.
-        nonlocal done
-        fresh.clear()
-        if key in kept:
-            fresh[key] = deepcopy(kept[key])
-        progress.update(done, {})
-        done += 1
+        progress.update(next(started), {})
+        run = timed[key]
+        if isinstance(run, _Continued):
+            run.prepare()
 
-    progress.start((settings.repeats + 1) * len(timed), 0, f"timing {name}")
-    try:
+    with shown(progress, total, f"timing {name}"):
         seconds = interleaved_seconds(timed, settings.repeats, device, before)
-        progress.update(done, {})
-    finally:
-        progress.finish()
+        progress.update(total, {})
     return seconds
 
 
-def _with_cache(run: Callable[[Cache | None], object], fresh: Mapping[_Key, Cache], key: _Key) -> object:
-    return run(fresh.get(key))
+class _Continued:
+    """A part that continues a state, which it writes to: every run takes a copy, made ahead of it."""
+
+    def __init__(self, run: Callable[[Cache | None], object], state: Cache | None) -> None:
+        self._run, self._state = run, state
+        self._copy: Cache | None = None
+
+    def prepare(self) -> None:
+        self._copy = deepcopy(self._state)
+
+    def __call__(self) -> None:
+        copy, self._copy = self._copy, None
+        self._run(copy)
 
 
 def _first_with_tower(vlms: Mapping[int, VLM], tower: VisionTower) -> int:
@@ -240,8 +245,8 @@ def _first_with_tower(vlms: Mapping[int, VLM], tower: VisionTower) -> int:
 class _Parts:
     """The parts of an answer of one VLM with one number of visual tokens, each to be run by itself."""
 
-    def __init__(self, vlm: VLM, count: int, settings: BenchSettings, device: torch.device) -> None:
-        self._vlm, self._count, self._work = vlm, count, settings.workload
+    def __init__(self, vlm: VLM, count: int, workload: Workload, device: torch.device) -> None:
+        self._vlm, self._count, self._work = vlm, count, workload
         self._decoder = vlm.language_model.get_decoder()
         side, batch = vlm.vision_tower.image_size, self._work.batch_size
         self._images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)

@@ -101,6 +101,6 @@ def test_aggregate_by_split() -> None:
     ]
     assert aggregate(scored) == {
         METRIC: 0.75,
-        "relaxed_accuracy/human": 0.5,
-        "relaxed_accuracy/augmented": 1.0,
+        "human/relaxed_accuracy": 0.5,
+        "augmented/relaxed_accuracy": 1.0,
     }

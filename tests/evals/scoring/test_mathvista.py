@@ -147,5 +147,5 @@ def test_the_answer_as_read() -> None:
 
 def test_aggregate() -> None:
     scored = [case("", "", category=task, score=value) for task, value in [("geometry", 1.0), ("charts", 0.0)]]
-    assert aggregate(scored) == {METRIC: 0.5, "accuracy/geometry": 1, "accuracy/charts": 0}
+    assert aggregate(scored) == {METRIC: 0.5, "geometry/accuracy": 1, "charts/accuracy": 0}
     assert VARIANTS == ("official",)

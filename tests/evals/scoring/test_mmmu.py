@@ -65,9 +65,8 @@ def test_letters(output: str, official: str, lmms_eval: str) -> None:
 
 def test_letters_reach_as_far_as_the_options() -> None:
     many = {"prediction": "(J)", "references": ["J"], "choices": [str(n) for n in range(10)]}
-    assert score(many) == 1
-    assert score({**many, "choices": CITIES}) == 0
-    assert score({**many, "references": ["I", "J"]}) == 1
+    assert score(many) == score({**many, "references": ["I", "J"]}) == 1
+    assert score({**many, "choices": CITIES, "references": ["A"]}) == 0
 
 
 @pytest.mark.parametrize(
@@ -153,11 +152,11 @@ def test_aggregate_weighs_questions_alike() -> None:
     ]
     assert aggregate(scored) == {
         METRIC: pytest.approx(2 / 5),
-        "accuracy/Math": pytest.approx(1 / 3),
-        "accuracy/Physics": 1,
-        "accuracy/Music": 0,
-        "accuracy/Science": pytest.approx(2 / 4),
-        "accuracy/Art and Design": 0,
+        "Math/accuracy": pytest.approx(1 / 3),
+        "Physics/accuracy": 1,
+        "Music/accuracy": 0,
+        "Science/accuracy": pytest.approx(2 / 4),
+        "Art and Design/accuracy": 0,
     }
 
 

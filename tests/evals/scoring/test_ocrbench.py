@@ -108,10 +108,10 @@ def test_aggregate_sums_up_text_recognition() -> None:
     ]
     assert aggregate(scored) == {
         METRIC: 0.6,
-        "accuracy/Regular Text Recognition": 1,
-        "accuracy/Digit String Recognition": 0,
-        "accuracy/Doc-oriented VQA": 1,
-        f"accuracy/{FORMULA}": 0,
-        "accuracy/Text Recognition": 0.5,
+        "Regular Text Recognition/accuracy": 1,
+        "Digit String Recognition/accuracy": 0,
+        "Doc-oriented VQA/accuracy": 1,
+        f"{FORMULA}/accuracy": 0,
+        "Text Recognition/accuracy": 0.5,
     }
-    assert aggregate(scored[2:4]) == {METRIC: 0.5, "accuracy/Doc-oriented VQA": 1, f"accuracy/{FORMULA}": 0}
+    assert aggregate(scored[2:4]) == {METRIC: 0.5, "Doc-oriented VQA/accuracy": 1, f"{FORMULA}/accuracy": 0}

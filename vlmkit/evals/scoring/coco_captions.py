@@ -1,4 +1,4 @@
-"""COCO captions: CIDEr-D, a tenth of it per caption.
+"""COCO captions: CIDEr-D over the file, a tenth of it a case.
 
 COCO's "CIDEr" is CIDEr-D: ``Cider`` of tylin/coco-caption and of its release pycocoevalcap clips counts and damps
 differences in length. lmms-eval (``lmms_eval/tasks/coco_cap/utils.py``) calls the same scorer. Words are split by
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmkit.evals.scoring import categories
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
 from vlmkit.evals.scoring.cider import SCALE, CiderD, words
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
-METRIC = "cider_over_10"
+METRIC = "cider"
 
 
 def read_answer(case: Case, scoring: Scoring = "official") -> str:
@@ -37,5 +36,5 @@ def score_corpus(cases: Sequence[Case], scoring: Scoring = "official") -> list[f
 
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
-    """``cider_over_10``: the mean over captions. Papers print 1000 times that: "CIDEr 120" is 0.12."""
-    return categories.means(scored, METRIC)
+    """``cider``: the mean over captions, 0..1. Papers print 1000 times that: "CIDEr 120" is 0.12."""
+    return {METRIC: mean_score(scored)}

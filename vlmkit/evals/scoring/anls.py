@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmkit.evals.scoring import categories
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
 from vlmkit.evals.scoring.edit_distance import levenshtein
+from vlmkit.evals.scoring.groups import mean_by_category
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "anls"
@@ -34,8 +34,8 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
-    """``anls``, the mean over all questions, and ``anls/<category>`` where cases name one (the answer's type)."""
-    return categories.means(scored, METRIC)
+    """``anls``, the mean over all questions, and ``<category>/anls`` where cases name one (the answer's type)."""
+    return mean_by_category(METRIC, scored)
 
 
 def _normalise(text: str) -> str:

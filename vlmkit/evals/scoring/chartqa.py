@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmkit.evals.scoring import categories
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.groups import mean_by_category
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "relaxed_accuracy"
@@ -33,8 +33,8 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
-    """``relaxed_accuracy`` over all questions and ``relaxed_accuracy/<category>`` (human, augmented)."""
-    return categories.means(scored, METRIC)
+    """``relaxed_accuracy`` over all questions and ``<category>/relaxed_accuracy`` (human, augmented)."""
+    return mean_by_category(METRIC, scored)
 
 
 def _relaxed_match(answer: str, reference: str) -> bool:

@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmkit.evals.scoring import categories
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
 from vlmkit.evals.scoring.edit_distance import levenshtein
+from vlmkit.evals.scoring.groups import mean_by_category
+from vlmkit.evals.scoring.letters import options
 
 VARIANTS: tuple[Scoring, ...] = ("official",)
 METRIC = "accuracy"
@@ -39,9 +40,8 @@ def read_answer(case: Case, scoring: Scoring = "official") -> str:
     extraction = _extract(case["prediction"], case)
     if not extraction:
         return ""
-    choices = case.get("choices")
-    if choices:
-        return _choice(extraction, choices)
+    if case.get("choices"):
+        return _choice(extraction, options(case))
     answer_type, precision = _answer_form(case)
     if answer_type not in ("integer", "float"):
         return extraction
@@ -58,37 +58,32 @@ def score(case: Case, scoring: Scoring = "official") -> float:
     the text of the choice; a letter that is not itself a choice stands for its choice.
     """
     answer = read_answer(case, scoring)
-    choices = case.get("choices") or ()
-    return float(bool(answer) and any(answer == _choice_named(reference, choices) for reference in case["references"]))
+    choices = options(case)
+    texts = set(choices.values())
+    wanted = {
+        reference if reference in texts else choices.get(reference, reference) for reference in case["references"]
+    }
+    return float(answer != "" and answer in wanted)
 
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
-    """``accuracy`` over all problems and ``accuracy/<category>`` where cases name one (task, context or skill)."""
-    return categories.means(scored, METRIC)
+    """``accuracy`` over all problems and ``<category>/accuracy`` where cases name one (task, context or skill)."""
+    return mean_by_category(METRIC, scored)
 
 
 def _extract(output: str, case: Case) -> str:
     """What the authors' rules extract before they would ask GPT-4; the whole output where they would."""
-    quoted = None if output in case.get("choices", ()) else _QUOTED.search(output)
+    quoted = None if output in options(case).values() else _QUOTED.search(output)
     return (quoted.group(1) if quoted else output).strip()
 
 
-def _choice(extraction: str, choices: Sequence[str]) -> str:
+def _choice(extraction: str, choices: Mapping[str, str]) -> str:
+    """The text of the choice that an extraction means; ``choices`` by letter."""
     bracketed = _BRACKETED_LETTER.search(extraction)
     named = bracketed.group(1).upper() if bracketed else extraction
-    letters = _letters(choices)
-    if named in letters:
-        return choices[letters.index(named)]
-    return min(choices, key=lambda choice: levenshtein(named, choice))
-
-
-def _choice_named(reference: str, choices: Sequence[str]) -> str:
-    letters = _letters(choices)
-    return choices[letters.index(reference)] if reference in letters and reference not in choices else reference
-
-
-def _letters(choices: Sequence[str]) -> list[str]:
-    return [chr(ord("A") + i) for i in range(len(choices))]
+    if named in choices:
+        return choices[named]
+    return min(choices.values(), key=lambda text: levenshtein(named, text))
 
 
 def _answer_form(case: Case) -> tuple[str, int]:

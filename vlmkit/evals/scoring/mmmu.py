@@ -7,11 +7,11 @@ Source: MMMU-Benchmark/MMMU ``eval/eval_utils.py`` (Yue et al., arXiv 2311.16502
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
 
-from vlmkit.evals.scoring import categories
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
+from vlmkit.evals.scoring.groups import mean_by_category
+from vlmkit.evals.scoring.letters import is_right, options
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "accuracy"
@@ -60,9 +60,8 @@ def read_answer(case: Case, scoring: Scoring = "official") -> str:
     period follows, whatever comes before. "" where there is none: the official code then draws a letter at random; here
     the answer is wrong, so that a score depends on nothing but the outputs.
     """
-    choices = case.get("choices")
-    if choices:
-        return _read_letter(case["prediction"].strip(), choices, scoring)
+    if case.get("choices"):
+        return _read_letter(case["prediction"].strip(), options(case), scoring)
     return "\n".join(_key_parts(case["prediction"]))
 
 
@@ -74,40 +73,39 @@ def score(case: Case, scoring: Scoring = "official") -> float:
     one character count only with a space beside them.
     """
     if case.get("choices"):
-        return float(read_answer(case, scoring) in case["references"])
+        return float(is_right(read_answer(case, scoring), case))
     return float(_open_answer_is_right(_key_parts(case["prediction"]), case["references"]))
 
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
-    """``accuracy`` over all questions, ``accuracy/<subject>``, and ``accuracy/<discipline>`` over its questions.
+    """``accuracy`` over all questions, ``<subject>/accuracy``, and ``<discipline>/accuracy`` over its questions.
 
     Overall and discipline means weigh questions alike, not subjects, as in the official report (of 30 subjects with 30
     validation questions each, both are the same).
     """
-    summary = categories.means(scored, METRIC)
+    summary = mean_by_category(METRIC, scored)
     for discipline, subjects in DISCIPLINES.items():
-        scores = [case["score"] for case in scored if case.get("category") in subjects]
-        if scores:
-            summary[f"{METRIC}/{discipline}"] = fmean(scores)
+        cases = [case for case in scored if case.get("category") in subjects]
+        if cases:
+            summary[f"{discipline}/{METRIC}"] = mean_score(cases)
     return summary
 
 
-def _read_letter(output: str, choices: Sequence[str], scoring: Scoring) -> str:
+def _read_letter(output: str, choices: Mapping[str, str], scoring: Scoring) -> str:
     for mark in _PUNCTUATION:
         output = output.strip(mark)
     output = f" {output} "
-    letters = [chr(ord("A") + i) for i in range(len(choices))]
-    bracketed = {letter: f"({letter})" for letter in letters}
-    alone = {letter: f" {letter} " for letter in letters}
+    bracketed = {letter: f"({letter})" for letter in choices}
+    alone = {letter: f" {letter} " for letter in choices}
     found = _last_of(bracketed, bracketed, output)
     if scoring == "official":
         found = found or _last_of(alone, alone, output)
     else:
         for end in (" ", "."):
             # lmms-eval looks for letters without the space before, and still for their last place with it.
-            found = found or _last_of({letter: letter + end for letter in letters}, alone, output)
+            found = found or _last_of({letter: letter + end for letter in choices}, alone, output)
     if not found and len(output.split()) >= _MIN_WORDS_FOR_TEXT:
-        texts = {letter: text.lower() for letter, text in zip(letters, choices, strict=True)}
+        texts = {letter: text.lower() for letter, text in choices.items()}
         found = _last_of(texts, texts, output.lower())
     return found
 

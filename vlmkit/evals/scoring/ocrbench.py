@@ -6,10 +6,9 @@ Source: Yuliang-Liu/MultimodalOCR ``OCRBench/example.py``; lmms-eval: ``lmms_eva
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
-from vlmkit.evals.scoring import categories
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
+from vlmkit.evals.scoring.groups import mean_by_category
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "accuracy"
@@ -50,11 +49,11 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
     """``accuracy`` (of the full set, the official "final score" over 1000), and that of each type.
 
-    ``accuracy/Text Recognition`` is over the six types of ``TEXT_RECOGNITION`` together.
+    ``Text Recognition/accuracy`` is over the six types of ``TEXT_RECOGNITION`` together.
     """
-    summary = categories.means(scored, METRIC)
-    recognition = [case["score"] for case in scored if case.get("category") in TEXT_RECOGNITION]
-    return summary | ({f"{METRIC}/Text Recognition": fmean(recognition)} if recognition else {})
+    summary = mean_by_category(METRIC, scored)
+    recognition = [case for case in scored if case.get("category") in TEXT_RECOGNITION]
+    return summary | ({f"Text Recognition/{METRIC}": mean_score(recognition)} if recognition else {})
 
 
 def _is_formula(case: Case) -> bool:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 
 from vlmkit.errors import UserError
-from vlmkit.evals.scoring.case import ScoredCase
+from vlmkit.evals.scoring.case import ScoredCase, mean_score
 
 METRIC = "vqa_accuracy"
 
@@ -118,8 +117,8 @@ def agreement(answer: str, references: Sequence[str]) -> float:
 
 def mean_by_answer_type(scored: Sequence[ScoredCase]) -> dict[str, float]:
     """``vqa_accuracy``, the mean of all (at least one) cases, and that of each ``category`` there is, by its name."""
-    by_type: defaultdict[str, list[float]] = defaultdict(list)
+    by_type: defaultdict[str, list[ScoredCase]] = defaultdict(list)
     for case in scored:
-        if "category" in case:
-            by_type[case["category"]].append(case["score"])
-    return {METRIC: fmean(case["score"] for case in scored), **{name: fmean(by_type[name]) for name in sorted(by_type)}}
+        if category := case.get("category"):
+            by_type[category].append(case)
+    return {METRIC: mean_score(scored), **{name: mean_score(by_type[name]) for name in sorted(by_type)}}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
 
-VARIANTS: tuple[Scoring, ...] = ("official",)
+VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "exact_match"
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -15,7 +15,7 @@ from vlmkit.evals.scoring.vqa_accuracy import METRIC, agreement, evalai_answer
 
 __all__ = ["METRIC", "VARIANTS", "aggregate", "read_answer", "score"]
 
-VARIANTS: tuple[Scoring, ...] = ("official",)
+VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 
 
 def read_answer(case: Case, scoring: Scoring = "official") -> str:

@@ -58,11 +58,9 @@ def score(case: Case, scoring: Scoring = "official") -> float:
     the text of the choice; a letter that is not itself a choice stands for its choice.
     """
     answer = read_answer(case, scoring)
-    choices = options(case)
-    texts = set(choices.values())
-    wanted = {
-        reference if reference in texts else choices.get(reference, reference) for reference in case["references"]
-    }
+    by_letter = options(case)
+    texts = by_letter.values()
+    wanted = [ref if ref in texts else by_letter.get(ref, ref) for ref in case["references"]]
     return float(answer != "" and answer in wanted)
 
 

@@ -125,9 +125,9 @@ def _key_parts(output: str) -> list[str]:
     for number, line in enumerate(lines, start=1):
         shortest = ""
         for lead in (*_LEADS, "=") if number == len(lines) else _LEADS:
-            tail = line.rpartition(lead)[2].strip() if lead in line else None
-            if tail is not None and (not shortest or len(tail) < len(shortest)):
-                shortest = tail
+            if lead in line:
+                tail = line.rpartition(lead)[2].strip()
+                shortest = tail if not shortest or len(tail) < len(shortest) else shortest
         if shortest and shortest not in _PUNCTUATION:
             parts.append(shortest)
     return parts or [text]

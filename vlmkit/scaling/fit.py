@@ -22,7 +22,7 @@ _MIN_LEVELS = 3
 _FLOOR_TOLERANCE = 1e-6
 """A floor below this is on its bound."""
 _MAX_REWEIGHTINGS = 1000
-_REWEIGHTING_TOLERANCE = 1e-9
+_REWEIGHTING_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)

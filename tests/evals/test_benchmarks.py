@@ -62,7 +62,7 @@ def test_llava_json_asks_the_first_question_of_each_record(records: Path) -> Non
         "yes_no",
     )
     assert (dialogue.id, dialogue.prompt, dialogue.family) == ("dialogue", "<image>\nIs it dark?", "all")
-    assert benchmark.score("yes.", typed.references) == 1.0
+    assert benchmark.rule.score(typed.case("yes.")) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark
 from vlmkit.evals.benchmarks.miniworld import questions
-from vlmkit.evals.runner import SampleRecord, run_benchmark
+from vlmkit.evals.generation import GreedyAnswerer
+from vlmkit.evals.runner import BenchmarkOutcome, SampleRecord, run_benchmark
 from vlmkit.evals.scoring import exact_match
 from vlmkit.models.llm import load_llm
 from vlmkit.models.prompt_prefix import PromptPrefix
@@ -59,7 +60,20 @@ class Flags:
 
 
 def flags_benchmark(source: Flags) -> Benchmark:
-    return Benchmark("flags", source, questions, "exact_match", "exact_match", exact_match.score, exact_match.aggregate)
+    return Benchmark("flags", source, questions, exact_match)
+
+
+def run(
+    vlm: VLM,
+    encoder: ConversationEncoder,
+    benchmark: Benchmark,
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    **more: Any,
+) -> BenchmarkOutcome:
+    answerer = GreedyAnswerer(vlm, encoder, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return run_benchmark(answerer, benchmark, {"llm": "nano"}, **more)
 
 
 def build(compressor: str) -> tuple[VLM, ConversationEncoder]:
@@ -141,7 +155,7 @@ def test_teacher_forcing_agrees_with_greedy_generation(trained: tuple[VLM, Conve
     vlm, encoder = trained
     source = Flags(PAIRS)
     forced = right_under_teacher_forcing(vlm, encoder, source)
-    outcome = run_benchmark(vlm, encoder, flags_benchmark(source), llm="nano", batch_size=5)
+    outcome = run(vlm, encoder, flags_benchmark(source), batch_size=5)
     assert [record.score == 1.0 for record in outcome.records] == forced
     assert 0 < sum(forced) < len(forced), "a model that is always right or always wrong would prove nothing"
 
@@ -149,9 +163,7 @@ def test_teacher_forcing_agrees_with_greedy_generation(trained: tuple[VLM, Conve
 def test_answers_do_not_depend_on_the_batch_size(trained: tuple[VLM, ConversationEncoder]) -> None:
     vlm, encoder = trained
     benchmark = flags_benchmark(Flags(PAIRS))
-    one_by_one, *others = (
-        run_benchmark(vlm, encoder, benchmark, llm="nano", batch_size=size, max_new_tokens=8) for size in (1, 3, 32)
-    )
+    one_by_one, *others = (run(vlm, encoder, benchmark, batch_size=size, max_new_tokens=8) for size in (1, 3, 32))
     for other in others:
         assert other.records == one_by_one.records
     assert len({record.prediction for record in one_by_one.records}) > 3
@@ -173,7 +185,7 @@ def test_answers_are_those_of_prompts_read_whole(
 
     def records(benchmark: Benchmark, read: Any) -> list[SampleRecord]:
         monkeypatch.setattr(PromptPrefix, "read", read)
-        return run_benchmark(vlm, encoder, benchmark, llm="nano", batch_size=3, max_new_tokens=6).records
+        return run(vlm, encoder, benchmark, batch_size=3, max_new_tokens=6).records
 
     for benchmark in (replace(every, questions=lambda sample: questions(sample)[:1]), every):
         assert records(benchmark, watched) == records(benchmark, lambda llm, ids: None)
@@ -189,7 +201,7 @@ def test_a_conditioned_compressor_gets_each_question_alone(monkeypatch: pytest.M
     seen: list[torch.Tensor] = []
     question_vector = vlm.question_vector
     monkeypatch.setattr(vlm, "question_vector", lambda *args: (seen.append(question_vector(*args)), seen[-1])[1])
-    run_benchmark(vlm, encoder, flags_benchmark(source), llm="nano", batch_size=6, max_new_tokens=1)
+    run(vlm, encoder, flags_benchmark(source), batch_size=6, max_new_tokens=1)
     (batched,) = seen
     ids = [torch.tensor([encoder.tokenizer(prompt)["input_ids"]]) for prompt in prompts]
     alone = torch.cat([question_vector(row, torch.ones_like(row)) for row in ids])
@@ -205,7 +217,7 @@ def test_tower_runs_once_an_image(trained: tuple[VLM, ConversationEncoder], monk
     monkeypatch.setattr(
         vlm.vision_tower, "forward", lambda pixels, *rest: (seen.append(len(pixels)), forward(pixels, *rest))[1]
     )
-    outcome = run_benchmark(vlm, encoder, flags_benchmark(Flags(PAIRS)), llm="nano", batch_size=5, max_new_tokens=1)
+    outcome = run(vlm, encoder, flags_benchmark(Flags(PAIRS)), batch_size=5, max_new_tokens=1)
     assert (sum(seen), len(outcome.records)) == (12, 36)
     assert max(seen) == 5
 
@@ -215,21 +227,19 @@ def test_records_rows_and_progress(trained: tuple[VLM, ConversationEncoder], tmp
     progress: list[tuple[int, int]] = []
     path = tmp_path / "records" / "flags.jsonl"
     outcome = run_benchmark(
-        vlm,
-        encoder,
+        GreedyAnswerer(vlm, encoder, batch_size=1, max_new_tokens=8),
         flags_benchmark(Flags(PAIRS)),
-        llm="nano",
-        seed=3,
+        {"llm": "nano", "seed": 3},
         limit=6,
-        batch_size=1,
-        max_new_tokens=8,
         records_path=path,
         on_progress=lambda *done: progress.append(done),
     )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"flag-{image}/{turn}" for image in range(6) for turn in range(3)]
     assert lines[0]["prompt"] == "upper color" and lines[0]["references"] == ["red"]
-    assert lines == [{**vars(record), "references": list(record.references)} for record in outcome.records]
+    assert lines == [
+        {**vars(record), "references": list(record.references), "choices": []} for record in outcome.records
+    ]
     assert progress == [(4, 6), (6, 6)]
 
     attribute, ocr = outcome.rows
@@ -240,7 +250,7 @@ def test_records_rows_and_progress(trained: tuple[VLM, ConversationEncoder], tmp
     assert (ocr.benchmark, ocr.metric, ocr.scoring, ocr.data_revision) == (
         "flags",
         "exact_match",
-        "exact_match",
+        "official",
         "flags",
     )
     assert (ocr.limit, ocr.seed, ocr.llm, ocr.visual_tokens) == (6, 3, "nano", 4)
@@ -256,19 +266,17 @@ def test_unreadable_samples_are_counted_and_too_many_refused(
     trained: tuple[VLM, ConversationEncoder], tmp_path: Path
 ) -> None:
     vlm, encoder = trained
-    outcome = run_benchmark(vlm, encoder, flags_benchmark(Flags(PAIRS, (2,))), llm="nano", max_new_tokens=1)
+    outcome = run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2,))), max_new_tokens=1)
     assert outcome.num_bad == 1 and len(outcome.records) == 33
     path = tmp_path / "records.jsonl"
     with pytest.raises(UserError, match="2 of 12 samples cannot be read"):
-        run_benchmark(
-            vlm, encoder, flags_benchmark(Flags(PAIRS, (2, 5))), llm="nano", max_new_tokens=1, records_path=path
-        )
+        run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2, 5))), max_new_tokens=1, records_path=path)
     assert not path.exists()
 
 
 def test_answers_end_at_the_end_token(trained: tuple[VLM, ConversationEncoder]) -> None:
     vlm, encoder = trained
-    outcome = run_benchmark(vlm, encoder, flags_benchmark(Flags(PAIRS[::2])), llm="nano", batch_size=32)
+    outcome = run(vlm, encoder, flags_benchmark(Flags(PAIRS[::2])), batch_size=32)
     colours = [record.prediction for record in outcome.records if record.family == "attribute"]
     assert all(len(prediction.split()) == 1 for prediction in colours)
     assert not any(token in prediction for prediction in colours for token in encoder.tokenizer.all_special_tokens)

@@ -57,7 +57,7 @@ def test_auto_classes_answer_as_evaluation_does(saved: tuple[Path, VLM, PreTrain
     images = [picture(40, 90), picture(64, 64)]
     transform = PadTransform(vlm.vision_tower.image_size)
     prompts = [
-        ImagePrompts(str(index), transform(decode_image(image))[None], [question])
+        ImagePrompts(str(index), [transform(decode_image(image))], [question])
         for index, (image, question) in enumerate(zip(images, QUESTIONS, strict=True))
     ]
     answerer = GreedyAnswerer(vlm, encoder_of(vlm, tokenizer), batch_size=2, max_new_tokens=6)

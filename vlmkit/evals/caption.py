@@ -8,7 +8,6 @@ a pretrained language model.
 
 from __future__ import annotations
 
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from vlmkit.data.loader import Stream
 from vlmkit.data.packing import PackingCollate
 from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
 from vlmkit.evals.benchmarks import Benchmark, Question
+from vlmkit.evals.generation import GreedyAnswerer
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import BenchmarkOutcome, run_benchmark
-from vlmkit.evals.scoring import exact_match
-from vlmkit.evals.scoring.cider import SCALE, CiderD
+from vlmkit.evals.scoring import coco_captions
 from vlmkit.evals.short_training import train_briefly
 from vlmkit.models.compressors.base import legal_counts
 from vlmkit.models.llm import load_llm
@@ -120,38 +119,22 @@ def caption(
     benchmark = caption_benchmark(CaptionConversations(test))
     with shown(progress, len(test), f"{description}, test") as report:
         return run_benchmark(
-            vlm,
-            encoder,
+            GreedyAnswerer(vlm, encoder, batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS),
             benchmark,
-            llm=LLM,
-            batch_size=batch_size,
-            max_new_tokens=MAX_NEW_TOKENS,
+            {"llm": LLM},
             records_path=records_path,
             on_progress=report,
         )
 
 
 def caption_benchmark(conversations: CaptionConversations) -> Benchmark:
-    """One request an image, all its captions as references, scored by CIDEr-D (0..10) over these images."""
+    """One request an image, all its captions as references, scored by CIDEr-D over these images."""
     return Benchmark(
         name="caption",
         samples=conversations,
         questions=lambda sample: [Question(sample.id, PROMPT, _references(sample), "all")],
-        metric="cider",
-        scoring="cider_d",
-        score=CiderD(_all_references(conversations)).score,
-        aggregate=partial(exact_match.aggregate, span=SCALE),
+        rule=coco_captions,
     )
-
-
-def _all_references(conversations: CaptionConversations) -> list[tuple[str, ...]]:
-    references = []
-    for index in range(len(conversations)):
-        try:
-            references.append(_references(conversations[index]))
-        except BadSample:
-            continue  # run_benchmark counts it, and refuses too many
-    return references
 
 
 def _references(sample: ConversationSample) -> tuple[str, ...]:

@@ -3,13 +3,14 @@ prompts in batches of similar length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from vlmkit.data.conversations import ConversationEncoder, EncodedPrompt, stop_tokens
+from vlmkit.data.images import PadTransform
 from vlmkit.data.samples import Turn
 from vlmkit.models.prompt_prefix import PromptPrefix, shared_beginning
 from vlmkit.models.vlm import VLM
@@ -18,15 +19,40 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
+MAX_NEW_TOKENS = 32
+"""Room for an answer; short-answer benchmarks need a few tokens."""
+
+
 @dataclass(frozen=True)
 class ImagePrompts:
-    """Questions about the same images: ``pixel_values`` uint8 [K, 3, S, S], and any number of prompts, each of which
-    follows the same turns of a dialogue (none: it stands alone)."""
+    """Questions about the same images: uint8 [3, H, W] each, as the answerer's ``transform`` gave them, and any number
+    of prompts, each of which follows the same turns of a dialogue (none: it stands alone)."""
 
     id: str
-    pixel_values: torch.Tensor
+    images: Sequence[torch.Tensor]
     prompts: Sequence[str]
     history: Sequence[Turn] = ()
+
+
+class Answerer(Protocol):
+    """A model that answers questions about images, of whatever make."""
+
+    batch_size: int
+    """Images, or prompts, that it passes at once."""
+
+    @property
+    def transform(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What is made of a decoded image, uint8 [3, H, W], before it is shown; picklable, without the model."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor."""
+        ...
+
+    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
+        """The answers, one list an item, in the order given; each depends on its own prompt and images only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,9 @@ class GreedyAnswerer:
     mode.
     """
 
-    def __init__(self, vlm: VLM, encoder: ConversationEncoder, *, batch_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, vlm: VLM, encoder: ConversationEncoder, *, batch_size: int, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> None:
         self.vlm = vlm.eval()
         self.encoder = encoder
         self.batch_size = batch_size
@@ -63,17 +91,38 @@ class GreedyAnswerer:
             "pad_token_id": self._pad,
         }
 
+    @property
+    def transform(self) -> PadTransform:
+        """Images become squares of the tower's size, padded."""
+        return PadTransform(self.vlm.vision_tower.image_size)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Non-embedding parameters leave out the token embedding and the language-model head; tied weights count
+        once."""
+        vlm = self.vlm
+        embeddings = {id(vlm.get_input_embeddings().weight), id(vlm.get_output_embeddings().weight)}
+        language_model = list(vlm.language_model.parameters())
+        return {
+            "llm_params": _count(language_model),
+            "llm_params_non_embedding": _count(weight for weight in language_model if id(weight) not in embeddings),
+            "total_params": _count(vlm.parameters()),
+            "visual_tokens": self.encoder.num_visual_tokens,
+            "compressor": vlm.config.compressor,
+            "query": vlm.config.query if vlm.compressor.reads_question else None,
+        }
+
     @torch.inference_mode()
     def answer(self, window: Sequence[ImagePrompts], streamer: BaseStreamer | None = None) -> list[list[str]]:
         """The decoded answers, stripped and without special tokens, one list an item, in the order given.
 
         ``streamer`` hears the tokens of a single prompt as they are generated.
         """
-        features = self._features(torch.cat([item.pixel_values for item in window]))
+        features = self._features([image for item in window for image in item.images])
         requests: list[_Request] = []
         first_image = 0
         for item in window:
-            num_images = len(item.pixel_values)
+            num_images = len(item.images)
             requests += [
                 _Request(self.encoder.prompt(prompt, num_images, item.id, item.history), first_image)
                 for prompt in item.prompts
@@ -82,10 +131,10 @@ class GreedyAnswerer:
         flat = iter(self._answers(requests, features, {"streamer": streamer} if streamer else {}))
         return [[next(flat) for _ in item.prompts] for item in window]
 
-    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        if not len(pixel_values):
+    def _features(self, images: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        if not images:
             return None
-        batches = pixel_values.split(self.batch_size)
+        batches = torch.stack(list(images)).split(self.batch_size)
         return torch.cat([self.vlm.cacheable_features(batch.to(self.vlm.device)) for batch in batches])
 
     def _answers(
@@ -138,6 +187,10 @@ class GreedyAnswerer:
             query_ids, query_mask = _padded(queries, self._pad, "right")
             inputs |= {"query_input_ids": query_ids.to(device), "query_attention_mask": query_mask.to(device)}
         return self.vlm.generate(**inputs, **self._generation, **generation)
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:

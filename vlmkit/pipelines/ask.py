@@ -12,7 +12,7 @@ from transformers import TextStreamer
 
 from vlmkit.config import PretrainRecipe, VLMRecipe
 from vlmkit.data.image_folder import IMAGE_SUFFIXES
-from vlmkit.data.images import PadTransform, decode_image
+from vlmkit.data.images import decode_image
 from vlmkit.data.samples import BadSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
@@ -68,7 +68,6 @@ class Assistant:
         self._settings = settings
         self._max_length = _max_length(run)
         self._vlm, self._tokenizer = load_vlm(run)
-        self._transform = PadTransform(self._vlm.vision_tower.image_size)
         self.use_tokens(settings.tokens)
         torch.nn.Module.to(self._vlm, distributed.setup(settings.device).device)
 
@@ -84,11 +83,9 @@ class Assistant:
         """Visual tokens of an image."""
         return self._answerer.encoder.num_visual_tokens
 
-    def pixels(self, images: Sequence[Path]) -> torch.Tensor:
-        """uint8 [K, 3, S, S]. Raises UserError, naming the file, where one cannot be read."""
-        size = self._transform.size
-        shown = [self._transform(_read(image)) for image in images]
-        return torch.stack(shown) if shown else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    def pixels(self, images: Sequence[Path]) -> list[torch.Tensor]:
+        """uint8 [3, S, S] each. Raises UserError, naming the file, where one cannot be read."""
+        return [self._answerer.transform(_read(image)) for image in images]
 
     def ask(self, images: Sequence[Path], questions: Sequence[str], each: bool = False) -> Iterator[Reply]:
         """Answer questions that stand alone, about all images together or, with ``each``, about one image at a time."""
@@ -102,7 +99,11 @@ class Assistant:
                     yield Reply(names, question, answer, self.visual_tokens)
 
     def follow_up(
-        self, pixels: torch.Tensor, history: Sequence[Turn], question: str, on_text: Callable[[str], None] | None
+        self,
+        pixels: Sequence[torch.Tensor],
+        history: Sequence[Turn],
+        question: str,
+        on_text: Callable[[str], None] | None,
     ) -> str:
         """The answer to a question after earlier turns; ``on_text`` hears it word by word."""
         streamer = _Words(self._tokenizer, on_text) if on_text else None

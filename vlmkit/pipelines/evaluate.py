@@ -12,6 +12,7 @@ from vlmkit.config import LLMConfig, PretrainRecipe, VLMRecipe
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark, open_benchmark
+from vlmkit.evals.generation import GreedyAnswerer
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import run_benchmark
 from vlmkit.models.transformers_tower import is_hub_directory
@@ -99,12 +100,9 @@ def _benchmark(
     records = f"{benchmark.name}-{count}" if len(vlm.config.token_counts) > 1 else benchmark.name
     with shown(progress, min(len(benchmark.samples), settings.limit or len(benchmark.samples)), task) as report:
         outcome = run_benchmark(
-            vlm,
-            encoder,
+            GreedyAnswerer(vlm, encoder, batch_size=settings.batch_size),
             benchmark,
-            llm=llm,
-            seed=recipe.seed,
-            batch_size=settings.batch_size,
+            {"llm": llm, "seed": recipe.seed},
             limit=settings.limit,
             records_path=run.samples_dir / f"{records}.jsonl",
             on_progress=report,

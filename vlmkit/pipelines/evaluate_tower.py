@@ -199,7 +199,7 @@ def _caption(subject: TowerSubject) -> Report:
     rows, scores = [], []
     for variant, outcome in outcomes.items():
         scores.append([record.score for record in outcome.records])
-        mean, stderr = mean_and_stderr(scores[-1], SCALE)
+        mean, stderr = mean_and_stderr(scores[-1])
         rows.append(
             ResultRow(
                 benchmark="caption",
@@ -209,17 +209,25 @@ def _caption(subject: TowerSubject) -> Report:
                 num_samples=len(scores[-1]),
                 stderr=stderr,
                 data_revision=f"{train.fingerprint}/{test.fingerprint}",
-                scoring="cider_d",
+                scoring="official",
                 limit=subject.settings.limit,
                 variant=variant,
             )
         )
-    gain, error = paired_difference(scores[0], scores[1], SCALE)
+    gain, error = paired_difference(scores[0], scores[1])
     return Report(
         f"Captions of {subject.test_data} by a language model on {subject.run.path}, trained on {subject.train_data}",
         rows,
         ["metric", "tower", "random", "gain", "2 s.e.", "images"],
-        [("CIDEr-D", *(f"{row.value:.3f}" for row in rows), f"{gain:+.3f}", f"{2 * error:.3f}", rows[0].num_samples)],
+        [
+            (
+                "CIDEr-D",
+                *(f"{SCALE * row.value:.3f}" for row in rows),
+                f"{SCALE * gain:+.3f}",
+                f"{2 * SCALE * error:.3f}",
+                rows[0].num_samples,
+            )
+        ],
         [f"The captions are in {subject.run.samples_dir / 'caption.jsonl'}.", *subject.limit_note(train, test)],
     )
 

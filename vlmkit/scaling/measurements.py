@@ -144,13 +144,13 @@ def _read(path: Path) -> str:
 
 
 def _run_records(path: Path) -> list[Record]:
-    """The rows of a run's VLM; of several evaluations of one benchmark, those on the most samples."""
+    """The rows of a run's VLM with a family; of several evaluations of one benchmark, those on the most samples."""
     from vlmkit.runs import RunDirectory  # pydantic and yaml are slow to import and not needed for tables
 
     largest: dict[tuple[Any, ...], Record] = {}
     for row in RunDirectory(path).results():
         key = (row.benchmark, row.family, row.metric, row.variant, row.visual_tokens)
-        if row.llm is not None and (key not in largest or row.num_samples > largest[key]["num_samples"]):
+        if row.llm and row.family and (key not in largest or row.num_samples > largest[key]["num_samples"]):
             largest[key] = asdict(row)
     return list(largest.values())
 

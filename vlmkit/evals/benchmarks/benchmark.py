@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample
+from vlmkit.evals.scoring.case import Case, Scoring, ScoringRule
 
 
 @dataclass(frozen=True)
 class Question:
     """One question about the images of one sample.
 
-    ``references`` are the answers that count as right; ``family`` is the group it is reported in.
+    ``references`` are the answers that count as right; ``family`` is the group it is reported in. ``choices``,
+    ``category`` and ``question_id`` are for rules that read them (``scoring.case.Case``).
     """
 
     id: str
     prompt: str
     references: tuple[str, ...]
     family: str
+    choices: tuple[str, ...] = ()
+    category: str = ""
+    question_id: str = ""
+
+    def case(self, prediction: str) -> Case:
+        """The question, answered, as scoring rules take it."""
+        return {
+            "prediction": prediction,
+            "references": self.references,
+            "choices": self.choices,
+            "category": self.category,
+            "question_id": self.question_id,
+        }
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``score(prediction, references)`` is in 0..1; ``aggregate(scores)`` gives at least ``mean``, ``count`` and
-    ``stderr`` of one family. ``scoring`` names the rule in result rows:
-    rows scored by different rules are not compared.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
     """
 
     name: str
     samples: Source[ConversationSample]
     questions: Callable[[ConversationSample], Sequence[Question]]
-    metric: str
-    scoring: str
-    score: Callable[[str, Sequence[str]], float]
-    aggregate: Callable[[Sequence[float]], Mapping[str, float]]
+    rule: ScoringRule
+    scoring: Scoring = "official"

@@ -16,10 +16,7 @@ def open_llava_json(spec: str) -> Benchmark:
         name="llava",
         samples=open_conversations(spec),
         questions=questions,
-        metric="exact_match",
-        scoring="exact_match",
-        score=exact_match.score,
-        aggregate=exact_match.aggregate,
+        rule=exact_match,
     )
 
 

@@ -18,10 +18,7 @@ def open_miniworld(spec: str = DEFAULT_SPEC) -> Benchmark:
         name="miniworld",
         samples=open_conversations(spec),
         questions=questions,
-        metric="exact_match",
-        scoring="exact_match",
-        score=exact_match.score,
-        aggregate=exact_match.aggregate,
+        rule=exact_match,
     )
 
 

@@ -1,27 +1,30 @@
-"""Exact match: the whole answer is right or it is wrong."""
+"""Exact match: the whole answer is right or it is wrong. The rule of the embedded world and of LLaVA-format files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmkit.evals.statistics import mean_and_stderr
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
+
+VARIANTS: tuple[Scoring, ...] = ("official",)
+METRIC = "exact_match"
 
 
-def normalise(answer: str) -> str:
-    """Lower-case, without surrounding whitespace, inner whitespace collapsed to one space, without one final period."""
-    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
+def read_answer(case: Case, scoring: Scoring = "official") -> str:
+    """The prediction in lower case, its whitespace collapsed to single spaces, without one final period."""
+    return _normalise(case["prediction"])
 
 
-def score(prediction: str, references: Sequence[str]) -> float:
+def score(case: Case, scoring: Scoring = "official") -> float:
     """1.0 where the normalised prediction equals a normalised reference, else 0.0."""
-    predicted = normalise(prediction)
-    return float(any(predicted == normalise(reference) for reference in references))
+    predicted = read_answer(case)
+    return float(any(predicted == _normalise(reference) for reference in case["references"]))
 
 
-def aggregate(scores: Sequence[float], span: float = 1.0) -> dict[str, float]:
-    """``mean``, ``count`` and ``stderr`` (standard error of the mean) of the scores of one family.
+def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
+    """The share of answers that are right."""
+    return {METRIC: mean_score(scored)}
 
-    ``span`` is the width of the range that scores can lie in.
-    """
-    mean, stderr = mean_and_stderr(scores, span)
-    return {"mean": mean, "count": len(scores), "stderr": stderr}
+
+def _normalise(answer: str) -> str:
+    return " ".join(answer.lower().split()).removesuffix(".").rstrip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vlmkit.evals.scoring.case import ScoredCase
 from vlmkit.evals.scoring.exact_match import aggregate, score
 
 
@@ -31,9 +32,9 @@ from vlmkit.evals.scoring.exact_match import aggregate, score
     ],
 )
 def test_score(prediction: str, references: list[str], expected: float) -> None:
-    assert score(prediction, references) == expected
+    assert score({"prediction": prediction, "references": references}) == expected
 
 
-def test_aggregate_counts_and_averages() -> None:
-    summary = aggregate([1.0, 1.0, 0.0, 0.0])
-    assert summary == {"mean": 0.5, "count": 4, "stderr": pytest.approx((0.25 / 3) ** 0.5)}
+def test_aggregate_averages() -> None:
+    scored: list[ScoredCase] = [{"prediction": "", "references": [""], "score": float(right)} for right in (1, 1, 0, 1)]
+    assert aggregate(scored) == {"exact_match": 0.75}

@@ -11,6 +11,7 @@ under 50 ms, 1,000 bootstrap draws in under 3 s, the cold answer in under 0.5 s.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def main() -> None:
         **{f"{DRAWS:,} bootstrap draws, {form}": partial(residual_bootstrap, fit) for form, fit in fits.items()},
         "vlmkit frontier --budget 5e12, cold": partial(subprocess.run, cold, check=True, capture_output=True),
     }
+    busy = os.getloadavg()[0]
     seconds = interleaved_seconds(runs, args.repeats, torch.device("cpu"))
     squares |= {f"vlmkit fit, {form}": fit.sum_of_squares for form, fit in fits.items()}
     assert squares[FIT] < squares[VECTORISED] <= squares[REFERENCE], "the fit is worse than a node of the grid"
@@ -88,7 +90,9 @@ def main() -> None:
         }
         for name in runs
     ]
-    files = write_results("scaling_fit", torch.device("cpu"), vars(args) | {"numpy": np.__version__}, table)
+    # Other work on the machine lengthens every time here; the ratios stand.
+    about = vars(args) | {"numpy": np.__version__, "load average before": round(busy, 1)}
+    files = write_results("scaling_fit", torch.device("cpu"), about, table)
     print(files[-1].read_text() + "\nwritten: " + ", ".join(map(str, files)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ from vlmkit.pipelines.evaluate_tower import WITHOUT_ROWS, check_data, fitting_ta
 from vlmkit.pipelines.grid import OnCell, run_grid, scores
 from vlmkit.pipelines.plan import Plan
 from vlmkit.pipelines.pretrain import pretrain
+from vlmkit.pipelines.score_tables import UNFINISHED, Table, pipe_table, scores_over_seeds
 from vlmkit.recipe import vary
 from vlmkit.runs import RunDirectory, write_atomically
 from vlmkit.training.metrics import Progress
@@ -30,23 +31,6 @@ class Cell:
     arm: str
     seed: int
     recipe: PretrainRecipe
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean accuracy of an arm over its seeds, and the standard error of that mean (None with a single seed)."""
-
-    mean: float
-    stderr: float | None
-    num_seeds: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> Score:
-        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        return cls(statistics.fmean(values), spread, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.stderr:.3f}" if self.stderr is not None else "")
 
 
 def cells(recipe: StudyRecipe) -> dict[str, Cell]:
@@ -134,15 +118,6 @@ def study(
     return done
 
 
-@dataclass(frozen=True)
-class Table:
-    """What one setting of a task found: every arm against every attribute. Cells without a result yet say so."""
-
-    title: str
-    columns: list[str]
-    lines: list[tuple[str, ...]]
-
-
 def tables(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> list[Table]:
     """A table of every setting of every task of the study."""
     return [table for task in recipe.tasks for table in _tables(task, recipe, done, out)]
@@ -173,9 +148,7 @@ def _table(title: str, arms: Sequence[str], values: _Values, num_seeds: int) -> 
     lines = []
     for arm in [*arms, *dict.fromkeys(arm for arm, _ in values if arm == RANDOM_TOWER)]:
         found = [list(values.get((arm, column), {}).values()) for column in columns]
-        seeds = max(map(len, found), default=0)
-        cells_of_arm = [str(Score.of(of_column)) if of_column else "unfinished" for of_column in found]
-        lines.append((arm, *cells_of_arm, str(seeds) if seeds == num_seeds else f"{seeds} of {num_seeds}"))
+        lines.append((arm, *scores_over_seeds(found, num_seeds)))
     return Table(title, ["arm", *columns, "seeds"], lines)
 
 
@@ -184,9 +157,9 @@ def markdown(recipe: StudyRecipe, done: Mapping[str, Cell], out: Path) -> str:
     cost_columns = ["arm", "samples", "batch", "samples/s (median)", "seconds"]
     parts = [
         f"Mean over seeds ± its standard error. The {RANDOM_TOWER} is an untrained one like the first arm's.",
-        *(f"`{table.title}`\n\n{_pipe(table.columns, table.lines)}" for table in tables(recipe, done, out)),
+        *(f"`{table.title}`\n\n{table.markdown()}" for table in tables(recipe, done, out)),
         "What each arm was given, by the runs' own metrics (rates of runs that train beside others):",
-        _pipe(cost_columns, [_cost(arm, done, out) for arm in dict.fromkeys(cell.arm for cell in done.values())]),
+        pipe_table(cost_columns, [_cost(arm, done, out) for arm in dict.fromkeys(cell.arm for cell in done.values())]),
         "Settings:",
         f"```yaml\n{recipe.to_yaml()}```",
     ]
@@ -277,12 +250,6 @@ def _cost(arm: str, done: Mapping[str, Cell], out: Path) -> tuple[str, ...]:
     batch = recipe.train.global_batch_size
     rates = [rate for name in runs if scores(out / name) for rate in _rates(out / name)]
     if not rates:
-        return arm, "", str(batch), "unfinished", ""
+        return arm, "", str(batch), UNFINISHED, ""
     rate, samples = statistics.median(rates), _steps(recipe) * batch
     return arm, str(samples), str(batch), f"{rate:.0f}", f"{samples / rate:.0f}"
-
-
-def _pipe(columns: Iterable[str], lines: Iterable[tuple[str, ...]]) -> str:
-    header = list(columns)
-    rows: list[Iterable[str]] = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -17,7 +17,7 @@ from vlmkit.config.sections import (
     TowerConfig,
     TrainConfig,
 )
-from vlmkit.config.vlm import EMBEDDED_VLM, CompressorConfig, LLMConfig, LoRAConfig, VLMRecipe
+from vlmkit.config.vlm import EMBEDDED_VLM, CompressorConfig, LLMConfig, LoRAConfig, Query, VLMRecipe
 
 RECIPES: dict[str, type[Section]] = {
     "pretrain-superclass": PretrainRecipe,
@@ -42,6 +42,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "PretrainRecipe",
+    "Query",
     "Section",
     "StudyRecipe",
     "SweepRecipe",

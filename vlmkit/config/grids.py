@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlmkit.config.pretrain import PretrainRecipe
 from vlmkit.config.sections import Positive, Section
-from vlmkit.config.vlm import VLMRecipe
+from vlmkit.config.vlm import Query, VLMRecipe
 
 
 class SweepRecipe(Section):
@@ -22,10 +22,34 @@ class SweepRecipe(Section):
         min_length=1, description="Visual token counts; a list among them is one elastic run."
     )
     compressors: list[str] = Field(["avgpool"], min_length=1, description="Compressors, by name.")
+    queries: list[Query] = Field(
+        [],
+        description="What a compressor that sees the question is told of it, each in turn; empty: base.compressor's.",
+    )
     seeds: list[int] = Field([0], min_length=1, description="Seeds.")
     lr: dict[str, float] = Field(default_factory=dict, description="Peak rate by language model, where it must differ.")
     eval_samples: Positive | None = Field(None, description="Samples each run is evaluated on, at most; null: all.")
+    text_tokens: int = Field(50, ge=0, description="Text tokens beside an image, in the costs of the fitted frontier.")
+    slurm: dict[str, str | int] = Field(
+        default_factory=dict,
+        description="Options of sbatch for the job of each run, by long name: {time: '04:00:00', gpus: 1, ...}.",
+    )
 
+    @field_validator("slurm")
+    @classmethod
+    def _options_of_a_run(cls, options: dict[str, str | int]) -> dict[str, str | int]:
+        for name, value in options.items():
+            if not re.fullmatch(r"[a-z][a-z-]*", name) or "\n" in str(value):
+                raise ValueError(f"{name!r} is no long option of sbatch; write them like {{partition: gpu, gpus: 1}}")
+            if name in _WRITTEN_BY_SWEEP:
+                raise ValueError(f"{name} is written by the sweep itself; leave it out")
+        # YAML takes 12:00:00 for a number in base 60, which sbatch would take for minutes.
+        if not isinstance(options.get("time", ""), str):
+            raise ValueError("time must be quoted, like '12:00:00'")
+        return options
+
+
+_WRITTEN_BY_SWEEP = ("array", "job-name", "output", "signal")
 
 _ARM = re.compile(r"\w[\w .,+=()%-]*")
 

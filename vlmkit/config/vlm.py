@@ -19,6 +19,9 @@ from vlmkit.config.sections import (
 )
 from vlmkit.errors import UserError
 
+Query = Literal["llm", "embed_mean", "none"]
+"""What a compressor that sees the question is told of it."""
+
 
 class LLMConfig(Section):
     """The language model: a registry name or alias, a hub id, or a local directory in hub layout."""
@@ -75,7 +78,7 @@ class CompressorConfig(Section):
         ascending = sorted({*counts})
         return ascending if len(ascending) > 1 else ascending[0]
 
-    query: Literal["llm", "embed_mean", "none"] = Field(
+    query: Query = Field(
         "llm",
         description="What a compressor that sees the question is told of it: the language model's last hidden state, "
         "the mean of its input embeddings, or nothing.",

@@ -11,11 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlmkit.errors import Interrupted, UserError
+from vlmkit.pipelines import grid_worker
 from vlmkit.runs import ResultRow, RunDirectory
 from vlmkit.training.metrics import Progress
+from vlmkit.training.signals import StopSignals
 
 POLL_SECONDS = 2.0
 
@@ -31,36 +31,45 @@ def run_grid(
     jobs: int,
     progress: Progress | None = None,
     on_cell: OnCell | None = None,
-) -> dict[str, list[ResultRow]]:
-    """Call ``run_cell(out / name, *arguments)`` for every cell, ``jobs`` at a time, and return the rows of all.
+) -> None:
+    """Call ``run_cell(out / name, *arguments)`` for every cell, ``jobs`` at a time.
 
     The processors are shared equally among the jobs. ``total_steps`` of all cells together is what the progress counts
     up to. Raises UserError naming the cells that failed, after the others have ended, or at once if a process was
-    killed; and Interrupted when stopped (all running cells are saved by then).
+    killed; and Interrupted at SIGINT or SIGTERM. However this ends, no process outlives it, and runs that were going on
+    have saved their state; if this process itself is killed, they end with it.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = get_context("spawn")
+    lifeline, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        jobs, mp_context=context, initializer=grid_worker.begin, initargs=(max(1, _processors() // jobs), lifeline)
     )
-    futures = {pool.submit(run_cell, out / name, *arguments): name for name, arguments in cells.items()}
-    if progress:
-        progress.start(total_steps, 0, f"{len(cells)} runs")
-    try:
-        failures = _watch(futures, out, progress, on_cell)
-    except KeyboardInterrupt:
-        raise Interrupted(f"Stopped; the runs in {out} are saved and the same command goes on.", 2) from None
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"A process that trained a run in {out} was killed, perhaps for want of memory; the same command goes on "
-            "from the last checkpoints: give it fewer --jobs if memory was short."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with StopSignals() as signals:
+        futures = {
+            pool.submit(grid_worker.run, run_cell, out / name, arguments): name for name, arguments in cells.items()
+        }
         if progress:
-            progress.finish()
+            progress.start(total_steps, 0, f"{len(cells)} runs")
+        try:
+            failures = _watch(futures, out, signals, progress, on_cell)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"A process that trained a run in {out} was killed, perhaps for want of memory; the same command goes "
+                "on from the last checkpoints: give it fewer --jobs if memory was short."
+            ) from error
+        finally:
+            held.close()  # whatever still runs is to stop
+            pool.shutdown(wait=True, cancel_futures=True)
+            lifeline.close()
+            if progress:
+                progress.finish()
     if failures:
         raise UserError("; ".join(f"{name} failed: {reason}" for name, reason in failures.items()))
-    return {name: scores(out / name) for name in cells}
+
+
+def _processors() -> int:
+    """Processors this process may use: a job of a cluster has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scores(run: Path) -> list[ResultRow]:
@@ -69,7 +78,11 @@ def scores(run: Path) -> list[ResultRow]:
 
 
 def _watch(
-    futures: Mapping[Future[None], str], out: Path, progress: Progress | None, on_cell: OnCell | None
+    futures: Mapping[Future[None], str],
+    out: Path,
+    signals: StopSignals,
+    progress: Progress | None,
+    on_cell: OnCell | None,
 ) -> dict[str, str]:
     """Wait for all cells, showing the steps they have made; returns the reasons of those that failed."""
     failures: dict[str, str] = {}
@@ -79,16 +92,22 @@ def _watch(
         for future in done:
             error = future.exception()
             if isinstance(error, Interrupted):
-                raise KeyboardInterrupt
+                raise _interrupted(out, error.signum)
             if error is not None and not isinstance(error, UserError):
                 raise error
             if error is not None:
                 failures[futures[future]] = str(error)
             elif on_cell:
                 on_cell(futures[future], scores(out / futures[future]))
+        if signals.received is not None:
+            raise _interrupted(out, signals.received)
         if progress:
             progress.update(sum(_steps_made(RunDirectory(out / name)) for name in futures.values()), {})
     return failures
+
+
+def _interrupted(out: Path, number: int) -> Interrupted:
+    return Interrupted(f"Stopped; the runs in {out} are saved and the same command goes on.", number)
 
 
 def _steps_made(run: RunDirectory) -> int:

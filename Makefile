@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke study-superclass study-superclass-long test test-slow test-dist test-gpu quality style clean
+.PHONY: help demo smoke study-superclass study-superclass-long study-frontier study-frontier-long test test-slow test-dist test-gpu quality style clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,16 @@ study-superclass: $(INSTALLED)  ## SuperClass against CLIP, three seeds (under 4
 
 study-superclass-long: $(INSTALLED)  ## All arms of pretraining, three seeds (57 runs, about 15 hours on 2 cores; resumable)
 	$(BIN)/vlmkit study --recipe recipes/study_superclass_long.yaml --out runs/study-superclass-long --jobs 2
+
+study-frontier: $(INSTALLED)  ## Reasoning and OCR over LLM size and visual tokens, three seeds (under 15 minutes on 2 cores; 5 more for the tower)
+	$(BIN)/vlmkit pretrain-superclass --recipe recipes/demo_superclass.yaml --out runs/demo/superclass
+	$(BIN)/vlmkit sweep --recipe recipes/study_frontier.yaml --out runs/study-frontier --jobs 2
+	$(BIN)/vlmkit frontier
+
+study-frontier-long: $(INSTALLED)  ## The same with ten times the steps (1 to 2 hours on 2 cores; resumable)
+	$(BIN)/vlmkit pretrain-superclass --recipe recipes/demo_superclass.yaml --out runs/demo/superclass
+	$(BIN)/vlmkit sweep --recipe recipes/study_frontier_long.yaml --out runs/study-frontier-long --jobs 2
+	$(BIN)/vlmkit frontier
 
 test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not slow and not dist and not gpu'

@@ -18,7 +18,7 @@ from vlmkit.data.images import decode_image
 from vlmkit.data.samples import BadSample, Image
 from vlmkit.errors import UserError
 from vlmkit.evals.answer_log import Answer, AnswerLog, Window
-from vlmkit.evals.bad_samples import check_shown, check_readable
+from vlmkit.evals.bad_samples import check_readable, check_shown
 from vlmkit.evals.benchmarks import Benchmark, Question
 from vlmkit.evals.generation import Answerer, ImagePrompts
 from vlmkit.evals.records import RecordsFile, SampleRecord
@@ -43,11 +43,6 @@ class BenchmarkOutcome:
     rows: list[ResultRow]
     records: list[SampleRecord]
     skipped: list[str]
-
-    @property
-    def errors(self) -> list[SampleRecord]:
-        """The questions that count as wrong because their images do not decode."""
-        return [record for record in self.records if record.error]
 
 
 def run_benchmark(
@@ -215,7 +210,7 @@ def _group(images: Sequence[Image]) -> str:
 
 def _records(benchmark: Benchmark, answers: Sequence[Answer]) -> list[SampleRecord]:
     rule, scoring = benchmark.rule, benchmark.scoring
-    cases = [{**answer.question.case(answer.prediction), "error": answer.error} for answer in answers]
+    cases = [answer.question.case(answer.prediction, answer.error) for answer in answers]
     scored = score_cases(rule, cases, scoring)
     return [
         SampleRecord(

@@ -94,7 +94,9 @@ def _case(item: Any, where: str) -> Case:
     for key in _LISTS:
         values = item.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise UserError(f"The {key} of {where[0].lower()}{where[1:]} are no list of strings; write one, like [\"a\"].")
+            raise UserError(
+                f'The {key} of {where[0].lower()}{where[1:]} are no list of strings; write one, like ["a"].'
+            )
     if not item["references"]:
         raise UserError(f"{where} has no reference to compare its prediction with; give at least one.")
     texts = {key: item[key] for key in _TEXTS if key in item}

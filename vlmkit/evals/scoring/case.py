@@ -79,6 +79,4 @@ def score_cases(rule: ScoringRule, cases: Sequence[Case], scoring: Scoring = "of
         scores = rule.score_corpus(cases, scoring) if cases else []
     else:
         scores = [rule.score(case, scoring) for case in cases]
-    return [
-        {**case, "score": 0.0 if case.get("error") else value} for case, value in zip(cases, scores, strict=True)
-    ]
+    return [{**case, "score": 0.0 if case.get("error") else value} for case, value in zip(cases, scores, strict=True)]

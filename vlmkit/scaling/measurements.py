@@ -115,10 +115,10 @@ def load_measurements(paths: Iterable[str | Path]) -> Measurements:
             "The measurements mix LLM sizes by name with non-embedding parameter counts, which one law cannot use: "
             "give the tables and the runs separately."
         )
-    _check_comparable(cells)
     missing = missing_means(
         (origin, record, row.visual_tokens) for (origin, *_), cell in cells.items() for record, row in cell
     )
+    _check_comparable(cells)
     rows = []
     for cell in cells.values():
         first = cell[0][1]
@@ -182,8 +182,8 @@ def _family(record: Record) -> str:
 
 
 def _family_names(records: Iterable[Record]) -> dict[tuple[str, Any], str]:
-    """What a family is called, by its name and its benchmark's: where several benchmarks have a family of one name, that
-    is the name of the mean over a named set alone, and the others bear their benchmarks' as well."""
+    """What a family is called, by its name and its benchmark's: where several benchmarks have a family of one name, it
+    is that of the mean over a named set alone, and the others bear their benchmarks' names as well."""
     owners: dict[str, dict[Any, bool]] = defaultdict(dict)
     for record in records:
         owners[_family(record)][record.get("benchmark")] = bool(record.get("benchmarks"))

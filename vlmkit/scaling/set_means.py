@@ -14,8 +14,9 @@ from vlmkit.errors import UserError
 def missing_means(records: Iterable[tuple[Path, Mapping[str, Any], int]]) -> dict[str, str]:
     """For each named set of which some benchmarks were run, but nowhere all: what the models lack, in a sentence.
 
-    ``records`` are result rows, between the run that they are of and its number of visual tokens. Raises UserError, saying the same, if some models have
-    the mean of a set and others do not: a law through those that do would be of other runs than were given.
+    ``records`` are result rows, between the run that they are of and its number of visual tokens. Raises UserError,
+    saying the same, if some models have the mean of a set and others do not: a law through those that do would be of
+    other runs than were given.
     """
     benchmarks: dict[tuple[Path, int], set[str]] = defaultdict(set)
     for origin, record, tokens in records:

@@ -37,6 +37,11 @@ class Window:
     answers: list[Answer]
     skipped: list[str]
 
+    @property
+    def whole(self) -> bool:
+        """Whether every sample could be asked about; those that could not may have been repaired since."""
+        return not self.skipped and not any(answer.error for answer in self.answers)
+
 
 class AnswerLog:
     """The unfinished answers beside ``records_path``. ``about`` is all that decides them: logs of another one are void.
@@ -49,13 +54,13 @@ class AnswerLog:
         self._header = json.dumps({"about": about}, sort_keys=True)
 
     def read(self) -> dict[int, Window]:
-        """The windows that all ranks of earlier attempts have finished, by number."""
+        """The windows that all ranks of earlier attempts have answered wholly, by number."""
         windows = {}
         for path in self._files():
             header, *lines = _whole_lines(path).decode().split("\n")
             if header == self._header:
                 found = [_window(json.loads(line)) for line in lines if line]
-                windows.update({window.number: window for window in found})
+                windows.update({window.number: window for window in found if window.whole})
         return windows
 
     @contextmanager

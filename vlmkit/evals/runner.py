@@ -104,21 +104,27 @@ _Answers = tuple[list[Answer], list[str]]
 
 
 def _finished(file: RecordsFile, about: Mapping[str, Any]) -> _Answers | None:
-    """The answers of an earlier evaluation that would be asked for in the same way; they may be scored in another."""
-    known = file.about()
-    if known is None or any(known.get(name) != value for name, value in json.loads(json.dumps(about)).items()):
+    """The answers of an earlier evaluation that would be asked for in the same way; they may be scored in another.
+
+    None also where samples could not be asked about, which may have been repaired.
+    """
+    asked = {**json.loads(json.dumps(about)), "skipped": []}
+    known = file.about() or {}
+    if {name: known.get(name) for name in asked} != asked:
+        return None
+    records = file.read()
+    if any(record.error for record in records):
         return None
     answers = [
         Answer(
             Question(r.id, r.prompt, r.references, r.family, r.choices, r.category, r.question_id),
             r.prediction,
             r.group,
-            r.error,
-            r.seconds,
+            seconds=r.seconds,
         )
-        for r in file.read()
+        for r in records
     ]
-    return answers, known["skipped"]
+    return answers, []
 
 
 def _answer_all(

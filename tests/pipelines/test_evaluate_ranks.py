@@ -1,4 +1,4 @@
-"""``vlmkit eval`` on a VLM in two processes, and killed and started again: the records of one process, byte for byte."""
+"""``vlmkit eval`` on a VLM in two processes, and killed and started again: byte for byte the records of one process."""
 
 from __future__ import annotations
 

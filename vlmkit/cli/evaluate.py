@@ -12,7 +12,12 @@ from vlmkit.cli.output import print_json, print_table
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Finished run directories; VLMs of transformers (directories, or hub ids), with --tasks.",
+        ),
+    ],
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +53,12 @@ def evaluate(
             "--tokens", help="VLMs: visual tokens, of those the model was trained for; several give rows for each."
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where the results of a model go that is no run; default: a directory of its name in runs/."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +68,7 @@ def evaluate(
     from vlmkit.pipelines import evaluate as pipeline
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
-    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts)
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, out)
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
     if as_json:

@@ -86,7 +86,7 @@ class TransformersAnswerer:
         answers = [""] * len(requests)
         for chosen in self._batches(requests):
             inputs = self._read([requests[index].conversation for index in chosen])
-            generated = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens)
+            generated = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens)  # type: ignore[operator]
             new = _behind(inputs["input_ids"], generated)
             texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):
@@ -118,7 +118,7 @@ class TransformersAnswerer:
 
     def _read(self, conversations: list[Conversation]) -> BatchFeature:
         inputs: Any = self.processor.apply_chat_template(
-            conversations,  # type: ignore[arg-type]
+            conversations,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
@@ -57,21 +58,21 @@ def load_image_text_to_text(source: str, device: torch.device) -> tuple[PreTrain
             f"{source} has no processor with a chat template, so nothing says how it is prompted; add a "
             "chat_template.jinja and a processor_config.json, or give another model."
         )
-    processor.tokenizer.padding_side = "left"
-    model.generation_config = _greedy(model.generation_config, processor)
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.can_generate():  # by transformers' means: vlmkit's own models are greedy by themselves
+        model.generation_config = _greedy(model.generation_config, tokenizer)
     return model.to(device).eval(), processor
 
 
-def _greedy(own: GenerationConfig, processor: ProcessorMixin) -> GenerationConfig:
-    tokenizer = processor.tokenizer
-    end = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+def _greedy(own: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         bos_token_id=own.bos_token_id,
-        eos_token_id=end,
+        eos_token_id=tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
     )

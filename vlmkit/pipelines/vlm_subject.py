@@ -119,7 +119,10 @@ def _language_model_name(config: PreTrainedConfig, source: str) -> str:
 
 
 def _canonical(llm: str) -> str:
-    return registry.llm(llm).name if registry.is_llm(llm) else llm
+    """The registry's name of a language model, by which measurements of different runs find each other."""
+    if registry.is_llm(llm):
+        return registry.llm(llm).name
+    return next((facts.name for facts in registry.LLMS.values() if facts.hub_id == llm), llm)
 
 
 def _check_unmixed(results: RunDirectory, model: str) -> None:

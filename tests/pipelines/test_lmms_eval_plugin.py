@@ -159,7 +159,7 @@ def test_the_loss_is_of_the_continuation_alone(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_is_not_served_is_refused(run: Path) -> None:
+def test_what_is_not_served_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = model(run)
     for asked in ({"do_sample": True}, {"temperature": 0.7}, {"num_beams": 3}):
         with pytest.raises(UserError, match="vlmkit answers greedily, but the task asks for"):
@@ -172,3 +172,6 @@ def test_what_is_not_served_is_refused(run: Path) -> None:
         model(run, batch_size="auto")
     with pytest.raises(UserError, match="trained for 1, 4"):
         model(run, tokens=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="in one process"):
+        model(run)

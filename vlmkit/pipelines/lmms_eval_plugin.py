@@ -5,6 +5,7 @@ It finds :func:`manifest` by the entry point ``lmms_eval.models``; the package i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ class VLMKit(lmms):
         device: str | None = None,
     ) -> None:
         super().__init__()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("vlmkit answers under lmms-eval in one process; start it without accelerate or torchrun.")
         if not str(batch_size).isdigit():
             raise UserError(f"vlmkit finds no batch size by itself ({batch_size}); give --batch_size a number.")
         recipe = RunDirectory(pretrained).recipe() if is_run(pretrained) else VLMRecipe()

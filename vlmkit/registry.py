@@ -130,6 +130,15 @@ class BenchmarkFacts:
     summary: str
 
 
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """The benchmarks whose mean error is that of a family; a mean over fewer of them is no mean of the family."""
+
+    name: str
+    benchmarks: tuple[str, ...]
+    source: str
+
+
 _TOWERS = [
     VisionTowerFacts("ViT-mini-8-64", width=128, layers=4, heads=4, patch_size=8, image_size=64),
     VisionTowerFacts("ViT-Ti-16", width=192, layers=12, heads=3, patch_size=16, image_size=224),
@@ -289,9 +298,36 @@ _BENCHMARKS = [
         "miniworld", "vlm", ("reasoning", "ocr", "attribute", "count"), "exact_match", "questions on unseen scenes"
     ),
     BenchmarkFacts("llava", "vlm", (), "exact_match", "any LLaVA-format JSON: llava:FILE"),
+    BenchmarkFacts("gqa", "vlm", ("reasoning",), "exact_match", "questions made from scene graphs; test-dev balanced"),
+    BenchmarkFacts("vqav2", "vlm", (), "vqa_accuracy", "open questions, ten answers each; val"),
+    BenchmarkFacts("vizwiz_vqa", "vlm", (), "vqa_accuracy", "what blind people photographed and asked; val"),
+    BenchmarkFacts("textvqa", "vlm", ("ocr",), "vqa_accuracy", "questions about text, with and without OCR words; val"),
+    BenchmarkFacts("scienceqa_img", "vlm", ("reasoning",), "accuracy", "school science with an image; test"),
+    BenchmarkFacts("pope", "vlm", ("reasoning",), "f1", "is it there? random, popular and adversarial objects"),
+    BenchmarkFacts("mme", "vlm", ("reasoning",), "total", "yes or no, in pairs: perception and cognition"),
+    BenchmarkFacts("mmbench_en_dev", "vlm", ("reasoning",), "circular_accuracy", "choices in every rotation; dev"),
+    BenchmarkFacts("seedbench", "vlm", (), "accuracy", "choices about images and videos"),
+    BenchmarkFacts("mmmu", "vlm", ("reasoning",), "accuracy", "college exams in 30 subjects; val"),
+    BenchmarkFacts("ai2d", "vlm", ("reasoning",), "accuracy", "school diagrams; test"),
+    BenchmarkFacts("mathvista", "vlm", ("reasoning",), "accuracy", "mathematics in pictures; testmini, read by rule"),
+    BenchmarkFacts("chartqa", "vlm", ("reasoning",), "relaxed_accuracy", "charts, numbers within 5 %; test"),
+    BenchmarkFacts("docvqa", "vlm", ("ocr",), "anls", "scanned documents; val"),
+    BenchmarkFacts("infovqa", "vlm", ("ocr",), "anls", "infographics; val"),
+    BenchmarkFacts("ocrbench", "vlm", ("ocr",), "accuracy", "a thousand questions on text in images"),
+    BenchmarkFacts("coco_captions", "vlm", (), "cider_over_10", "COCO captions, Karpathy's test split"),
 ]
 
-FactsT = TypeVar("FactsT", VisionTowerFacts, LLMFacts, CompressorFacts, DatasetFacts, BenchmarkFacts)
+_BENCHMARK_SETS = [
+    BenchmarkSet(
+        "reasoning",
+        ("mme", "gqa", "ai2d", "mmbench_en_dev", "mmmu", "scienceqa_img", "mathvista", "pope", "chartqa"),
+        "the nine of arXiv 2411.03312",
+    ),
+    # arXiv 2411.03312 averages OCR-like benchmarks too, but does not list them in full.
+    BenchmarkSet("ocr", ("textvqa", "docvqa", "infovqa", "ocrbench"), "a choice of this project"),
+]
+
+FactsT = TypeVar("FactsT", VisionTowerFacts, LLMFacts, CompressorFacts, DatasetFacts, BenchmarkFacts, BenchmarkSet)
 
 
 def _index(entries: Iterable[FactsT]) -> dict[str, FactsT]:
@@ -308,6 +344,7 @@ LLMS = _index(_LLMS)
 COMPRESSORS = _index(_COMPRESSORS)
 DATASETS = _index(_DATASETS)
 BENCHMARKS = _index(_BENCHMARKS)
+BENCHMARK_SETS = _index(_BENCHMARK_SETS)
 
 
 def _find(table: Mapping[str, FactsT], kind: str, name: str) -> FactsT:
@@ -349,3 +386,8 @@ def compressor(name: str) -> CompressorFacts:
 def benchmark(name: str) -> BenchmarkFacts:
     """Facts of a benchmark by name."""
     return _find(BENCHMARKS, "benchmark", name)
+
+
+def benchmark_set(name: str) -> BenchmarkSet:
+    """The benchmarks of a family by its name."""
+    return _find(BENCHMARK_SETS, "set of benchmarks", name)

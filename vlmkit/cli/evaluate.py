@@ -7,17 +7,15 @@ from typing import Annotated
 
 import typer
 
-from vlmkit.cli.options import Device, DeviceOption, JsonOption, parse_counts
-from vlmkit.cli.output import print_json, print_table
+from vlmkit.cli.options import Device, DeviceOption, Format, FormatOption, JsonOption, Scoring, parse_counts
+from vlmkit.cli.scores import print_comparison, print_reports, print_scores
 
 
 def evaluate(
     runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Finished run directories; VLMs of transformers (directories, or hub ids), with --tasks.",
-        ),
-    ],
+        list[Path] | None,
+        typer.Argument(help="Finished run directories; VLMs of transformers (directories, or hub ids), with --tasks."),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,6 +51,26 @@ def evaluate(
             "--tokens", help="VLMs: visual tokens, of those the model was trained for; several give rows for each."
         ),
     ] = None,
+    scoring: Annotated[
+        Scoring, typer.Option("--scoring", help="VLMs: the benchmark's own rule, or lmms-eval's where it differs.")
+    ] = Scoring.official,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Evaluate nothing: print what the runs have scored beside each other.")
+    ] = False,
+    score_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--score-file",
+            help="Score no run but predictions: a JSON list (.jsonl: lines) of objects with prediction, references "
+            "and, where the benchmark needs them, choices, category, question_id. Prints a JSON list in that order.",
+        ),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", help="Whose rule scores the predictions of --score-file.")
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="With --score-file: print the benchmark's numbers over all cases instead.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -60,22 +78,31 @@ def evaluate(
         ),
     ] = None,
     device: DeviceOption = Device.auto,
+    output: FormatOption = Format.table,
     as_json: JsonOption = False,
 ) -> None:
-    """Score runs: for towers a linear probe unless other tasks are named, each beside a random tower; for VLMs exact
-    match by family."""
+    """Score runs: for towers a linear probe unless other tasks are named, each beside a random tower; for VLMs the
+    benchmarks named. Or score predictions (--score-file), or compare runs (--compare)."""
+    from vlmkit.errors import UserError
+
+    form = Format.json if as_json else output
+    if score_file:
+        if runs or compare or not benchmark:
+            raise UserError("--score-file scores a file and no run; give it alone, with --benchmark NAME.")
+        print_scores(score_file, benchmark, scoring, summary)
+        return
+    if benchmark or summary:
+        raise UserError("--benchmark and --summary belong to --score-file; name the benchmarks of a run with --tasks.")
+    if not runs:
+        raise UserError("Nothing to evaluate: give finished run directories, or predictions with --score-file.")
+    if compare:
+        print_comparison(runs, form)
+        return
     from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import evaluate as pipeline
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
-    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, out)
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, scoring.value, out)
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
-    if as_json:
-        print_json(
-            {run: [row.as_dict() for report in of_run for row in report.rows] for run, of_run in reports.items()}
-        )
-        return
-    for of_run in reports.values():
-        for report in of_run:
-            print_table(report.title, report.columns, report.table, report.notes)
+    print_reports(reports, form)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig
 from vlmkit import registry
 from vlmkit.config import VLMRecipe
 from vlmkit.errors import UserError
-from vlmkit.evals.generation import Answerer, GreedyAnswerer
+from vlmkit.evals.generation import MAX_NEW_TOKENS, Answerer, GreedyAnswerer
 from vlmkit.evals.transformers_answerer import TransformersAnswerer
 from vlmkit.models.image_text_to_text import load_image_text_to_text, read_config
 from vlmkit.models.llava_layout import is_llava, load_llava
@@ -21,7 +22,7 @@ from vlmkit.models.transformers_tower import is_hub_directory
 from vlmkit.pipelines.fit import hardware
 from vlmkit.pipelines.reports import EvalSettings
 from vlmkit.pipelines.vlm_models import encoder_of, load_vlm
-from vlmkit.runs import RunDirectory, is_run, provenance, write_atomically
+from vlmkit.runs import RunDirectory, files_stamp, is_run, provenance, write_atomically
 from vlmkit.training import distributed
 
 RESULTS = Path("runs")
@@ -31,11 +32,13 @@ RESULTS = Path("runs")
 @dataclass(frozen=True)
 class VLMSubject:
     """A VLM under evaluation: ``answerers`` hold it at one number of visual tokens each, ``results`` is where its rows
-    and records go, and ``llm`` and ``seed`` are what the rows say of it beside the answerer's facts."""
+    and records go, ``llm`` and ``seed`` are what the rows say of it beside the answerer's facts, and ``identity`` is
+    what else decides its answers."""
 
     results: RunDirectory
     llm: str
     seed: int | None
+    identity: Mapping[str, Any]
     answerers: Sequence[Answerer]
     elastic: bool = False
 
@@ -60,11 +63,14 @@ def open_run(path: Path, recipe: VLMRecipe, settings: EvalSettings) -> VLMSubjec
     vlm, tokenizer = load_vlm(path)
     counts = settings.tokens or (vlm.config.num_visual_tokens,)
     encoders = [encoder_of(vlm, tokenizer, recipe.max_length, count) for count in counts]
-    torch.nn.Module.to(vlm, distributed.setup(settings.device).device)
+    device = distributed.setup(settings.device).device
+    torch.nn.Module.to(vlm, device)
+    run = RunDirectory(path)
     return VLMSubject(
-        RunDirectory(path),
+        run,
         _canonical(recipe.llm.name),
         recipe.seed,
+        {**_identity(files_stamp(run.model_dir), device), "max_length": recipe.max_length},
         [GreedyAnswerer(vlm, encoder, batch_size=settings.batch_size) for encoder in encoders],
         elastic=len(vlm.config.token_counts) > 1,
     )
@@ -81,13 +87,19 @@ def open_checkpoint(path: Path, settings: EvalSettings) -> VLMSubject:
     config = read_config(source)
     local = is_hub_directory(source)
     results = RunDirectory(settings.out or RESULTS / (path.resolve().name if local else "--".join(path.parts)))
-    identity = str(path.resolve()) if local else source
-    _check_unmixed(results, identity)
+    model = str(path.resolve()) if local else source
+    _check_unmixed(results, model)
     context = distributed.setup(settings.device)
     answerer = (_llava if is_llava(config) else _other)(source, settings, context.device)
-    about = {"model": identity, "revision": getattr(config, "_commit_hash", None), **provenance({}, hardware(context))}
+    revision = getattr(config, "_commit_hash", None)
+    about = {"model": model, "revision": revision, **provenance({}, hardware(context))}
     context.on_main(lambda: write_atomically(results.provenance_path, json.dumps(about, indent=2) + "\n"))
-    return VLMSubject(results, _language_model_name(config, source), None, [answerer])
+    identity = _identity(files_stamp(path) if local else revision, context.device)
+    return VLMSubject(results, _language_model_name(config, source), None, identity, [answerer])
+
+
+def _identity(files: str | None, device: torch.device) -> dict[str, Any]:
+    return {"files": files, "device": device.type, "max_new_tokens": MAX_NEW_TOKENS}
 
 
 def _llava(source: str, settings: EvalSettings, device: torch.device) -> Answerer:

@@ -26,14 +26,15 @@ class Question:
     category: str = ""
     question_id: str = ""
 
-    def case(self, prediction: str) -> Case:
-        """The question, answered, as scoring rules take it."""
+    def case(self, prediction: str, error: str = "") -> Case:
+        """The question, answered (or with why it was not), as scoring rules take it."""
         return {
             "prediction": prediction,
             "references": self.references,
             "choices": self.choices,
             "category": self.category,
             "question_id": self.question_id,
+            "error": error,
         }
 
 

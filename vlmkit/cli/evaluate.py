@@ -12,7 +12,10 @@ from vlmkit.cli.scores import print_comparison, print_reports, print_scores
 
 
 def evaluate(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Finished run directories.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Finished run directories; VLMs of transformers (directories, or hub ids), with --tasks."),
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +71,12 @@ def evaluate(
     summary: Annotated[
         bool, typer.Option("--summary", help="With --score-file: print the benchmark's numbers over all cases instead.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where the results of a model go that is no run; default: a directory of its name in runs/."
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     output: FormatOption = Format.table,
     as_json: JsonOption = False,
@@ -93,7 +102,7 @@ def evaluate(
     from vlmkit.pipelines import evaluate as pipeline
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
-    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, scoring.value)
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, scoring.value, out)
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
     print_reports(reports, form)

@@ -35,8 +35,9 @@ class ResultRow:
     """One number of one evaluation, with everything ``frontier`` needs to know about the model behind it.
 
     ``value`` is in 0..1 (a tenth of CIDEr-D), higher is better; ``stderr`` is its standard error over ``num_samples``
-    samples. A row without ``family`` is another metric of a benchmark; no law is fitted to it. Rows of a tower leave the
-    VLM's fields at None. ``data_revision`` and ``scoring`` say on what and how it was scored; ``variant`` tells rows of one benchmark apart (an attribute of a probe, the random tower beside it).
+    samples. A row without ``family`` is another metric of a benchmark; no law is fitted to it. Rows of a tower leave
+    the VLM's fields at None. ``data_revision`` and ``scoring`` say on what and how it was scored; ``variant`` tells
+    rows of one benchmark apart (an attribute of a probe, the random tower beside it).
     ``query`` is what a compressor that can read the question was told of it (llm, embed_mean, none; see
     ``compressor.query``), None for the others.
     """

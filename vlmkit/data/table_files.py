@@ -72,7 +72,9 @@ def read_rows(folder: Path, paths: Sequence[str]) -> Any:
         return datasets.Dataset.from_dict({column: [row.get(column) for row in listed] for column in columns})
     except (ValueError, TypeError) as error:  # pyarrow's errors are among them
         reason = str(error).partition("\n")[0]
-        raise UserError(f"The rows of {files[0]} have cells of different types ({reason}); correct the file.") from error
+        raise UserError(
+            f"The rows of {files[0]} have cells of different types ({reason}); correct the file."
+        ) from error
 
 
 def _listed(file: Path) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def _listed(file: Path) -> list[dict[str, Any]]:
     }
     try:
         rows = readers[file.suffix.lower()](file.read_text(encoding="utf-8-sig"))
-        listed = list(rows) if not isinstance(rows, dict) else [None]
+        listed: list[Any] = list(rows) if not isinstance(rows, dict) else [None]
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 ({error.reason} at byte {error.start}); convert it, e.g. with iconv -t UTF-8."

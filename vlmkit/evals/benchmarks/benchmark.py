@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample
+from vlmkit.errors import UserError
 from vlmkit.evals.scoring.case import Case, Scoring, ScoringRule
 
 
@@ -45,7 +46,8 @@ SampleT = TypeVar("SampleT", bound=ConversationSample)
 class Benchmark(Generic[SampleT]):
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared. Raises UserError for a
+    variant that the rule does not have.
     """
 
     name: str
@@ -53,3 +55,8 @@ class Benchmark(Generic[SampleT]):
     questions: Callable[[SampleT], Sequence[Question]]
     rule: ScoringRule
     scoring: Scoring = "official"
+
+    def __post_init__(self) -> None:
+        if self.scoring not in self.rule.VARIANTS:
+            variants = " or ".join(self.rule.VARIANTS)
+            raise UserError(f"{self.name} has no scoring variant {self.scoring}; choose {variants}.")

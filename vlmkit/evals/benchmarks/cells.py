@@ -18,7 +18,7 @@ def text(row: Mapping[str, Any], column: str) -> str:
 
 
 def optional_text(row: Mapping[str, Any], column: str) -> str:
-    """A cell as text without the blanks around it; "" where it is missing, or "nan" (as pandas writes missing cells)."""
+    """A cell as text without blanks around it; "" where it is missing, or "nan" (as pandas writes missing cells)."""
     cell = row.get(column)
     return "" if cell is None or cell != cell or str(cell) == "nan" else str(cell).strip()
 

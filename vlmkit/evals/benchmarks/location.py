@@ -41,7 +41,7 @@ def find_data(
     lock = Lock.read(folder)
     if lock is not None:
         lock.check_files(folder)
-        return Location(folder, _chosen(list(lock.files), split, configs), lock.revision, lock)
+        return Location(folder, choose_files(list(lock.files), split, configs), lock.revision, lock)
     files = _files_in(folder, split, configs)
     if not any(files) and directory is None:
         cached = _cached_snapshot(hub_ids)
@@ -56,15 +56,17 @@ def find_data(
     return Location(folder, _whole(name, folder, files))
 
 
+def choose_files(paths: Sequence[str], split: str, configs: Sequence[str | None]) -> tuple[list[str], ...]:
+    """The tables among the paths that hold a split of each configuration, by their names."""
+    tables = table_paths(paths)
+    return tuple(split_paths(tables, split, config) for config in configs)
+
+
 def _files_in(folder: Path, split: str, configs: Sequence[str | None]) -> tuple[list[str], ...]:
     relative = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return _chosen([path for path in relative if path != LOCK_FILE], split, configs)
-
-
-def _chosen(paths: Sequence[str], split: str, configs: Sequence[str | None]) -> tuple[list[str], ...]:
-    tables = table_paths(paths)
-    chosen = tuple(split_paths(tables, split, config) for config in configs)
-    return (tables,) if len(configs) == 1 and not chosen[0] else chosen
+    paths = [path for path in relative if path != LOCK_FILE]
+    chosen = choose_files(paths, split, configs)
+    return (table_paths(paths),) if len(configs) == 1 and not chosen[0] else chosen
 
 
 def _whole(name: str, folder: Path, files: tuple[list[str], ...]) -> tuple[list[str], ...]:

@@ -1,4 +1,4 @@
-"""How questions are put: the lines of LLaVA's ``docs/Evaluation.md`` and of lmms-eval's task files, after a line break."""
+"""How questions are put: with the lines of LLaVA's ``docs/Evaluation.md`` and of lmms-eval's task files below them."""
 
 from __future__ import annotations
 

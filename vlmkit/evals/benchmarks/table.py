@@ -88,10 +88,6 @@ class TableBenchmark:
         Raises UserError where they are missing, empty, lack columns, or are not the revision that was prepared; and
         for a scoring variant that the benchmark does not have.
         """
-        if data.scoring not in self.rule.VARIANTS:
-            raise UserError(
-                f"{self.name} has no scoring variant {data.scoring}; choose {' or '.join(self.rule.VARIANTS)}."
-            )
         location = find_data(self.name, self.hub_ids, self.split, self.configs, data.directory)
         samples = TableSamples(self, location)
         return Benchmark(self.name, samples, _questions, self.rule, data.scoring)
@@ -111,8 +107,8 @@ def _questions(sample: AskedSample) -> Sequence[Question]:
 class TableSamples:
     """A source with a sample for each row of a benchmark's table.
 
-    The fingerprint is the commit of the data set where it is known, else a digest of the rows and of some of the images.
-    A row without what the benchmark needs is a BadSample.
+    The fingerprint is the commit of the data set where it is known, else a digest of the rows and of some images. A row
+    without what the benchmark needs is a BadSample.
     """
 
     def __init__(self, benchmark: TableBenchmark, location: Location) -> None:
@@ -133,10 +129,10 @@ class TableSamples:
         for column in benchmark.image_columns:
             self._images = undecoded(self._images, column)
         self._image_rows = _numbers(images, benchmark.join.image_key) if benchmark.join else None
-        self.digest = self._digest()
+        digest = self.digest() if location.lock or not location.revision else ""
         if location.lock is not None:
-            location.lock.check_rows(location.folder, self.digest)
-        self.fingerprint = location.revision or f"sha256:{self.digest}"
+            location.lock.check_rows(location.folder, digest)
+        self.fingerprint = location.revision or f"sha256:{digest}"
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -148,16 +144,36 @@ class TableSamples:
         name = self._benchmark.identity
         identity = str(index if name is None or row.get(name) in (None, "") else row[name])
         questions = tuple(self._benchmark.questions(identity, row))
-        cells = list(_flat(self._benchmark.images(row, self._image_row(index, row))))
-        if not cells:
-            raise BadSample(f"row {index} of {self._benchmark.name} has no image")
-        images = tuple(partial(read_cell, cell, self._files) for cell in cells)
+        images = tuple(partial(read_cell, cell, self._files) for cell in self._cells(index, row))
         return AskedSample(identity, images, (), True, questions)
 
     def rows(self) -> Iterator[Row]:
         """The rows without their images."""
         for batch in self._texts.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
             yield from batch.to_pylist()
+
+    def digest(self) -> str:
+        """A digest of the columns that must be there, over all rows, and of some of the images."""
+        digest = sha256()
+        try:
+            for row in self.rows():
+                chosen = {column: row[column] for column in self._benchmark.columns}
+                digest.update(json.dumps(chosen, sort_keys=True, default=str).encode())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self._where} are not UTF-8 ({error.reason}); fetch them again.") from error
+        for index in range(0, len(self), max(1, len(self) // _PROBED_ROWS)):
+            try:
+                for cell in self._cells(index, self._texts[index]):
+                    digest.update(read_cell(cell, self._files))
+            except BadSample:
+                digest.update(b"bad")
+        return digest.hexdigest()
+
+    def _cells(self, index: int, row: Row) -> list[Any]:
+        cells = list(_flat(self._benchmark.images(row, self._image_row(index, row))))
+        if not cells:
+            raise BadSample(f"row {index} of {self._benchmark.name} has no image")
+        return cells
 
     def _image_row(self, index: int, row: Row) -> Row:
         if self._images is None:
@@ -177,22 +193,6 @@ class TableSamples:
                 f"{self._where} lack the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; there are: "
                 f"{', '.join(rows.column_names)}."
             )
-
-    def _digest(self) -> str:
-        digest = sha256()
-        try:
-            for row in self.rows():
-                chosen = {column: row[column] for column in self._benchmark.columns}
-                digest.update(json.dumps(chosen, sort_keys=True, default=str).encode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self._where} are not UTF-8 ({error.reason}); fetch them again.") from error
-        for index in range(0, len(self), max(1, len(self) // _PROBED_ROWS)):
-            try:
-                for image in self[index].read_images():
-                    digest.update(image)
-            except BadSample:
-                digest.update(b"bad")
-        return digest.hexdigest()
 
 
 def _numbers(rows: Any, key: str) -> dict[Any, int]:

@@ -20,7 +20,7 @@ def questions(identity: str, row: Row) -> Sequence[Question]:
 
 
 def _answers(cell: Any) -> tuple[str, ...]:
-    """The texts of a list of answers, or of a list for each field of them, as older versions of ``datasets`` give it."""
+    """The texts of a list of answers, or of a list for each field of them, as old versions of ``datasets`` give it."""
     if isinstance(cell, dict):
         listed = cell.get("answer")
     else:

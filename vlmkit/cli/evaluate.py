@@ -9,17 +9,19 @@ import typer
 
 from vlmkit.cli.options import Device, DeviceOption, JsonOption, parse_counts
 from vlmkit.cli.output import print_json, print_table
+from vlmkit.cli.prepare import prepare_benchmarks
+from vlmkit.errors import UserError
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished run directories.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Finished run directories.")] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             "--tasks",
             "-t",
             help="Separated by commas, or repeated. Towers: linear_probe, linear_probe_mae, few_shot, knn, zero_shot, "
-            "finetune, caption, label_report. VLMs: miniworld, llava:FILE.",
+            "finetune, caption, label_report. VLMs: miniworld, llava:FILE, and the others of `vlmkit models`.",
         ),
     ] = None,
     train_data: Annotated[
@@ -48,16 +50,37 @@ def evaluate(
             "--tokens", help="VLMs: visual tokens, of those the model was trained for; several give rows for each."
         ),
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir", help="VLMs: where the data of benchmarks lie, DIR/NAME/...; by default in the cache."
+        ),
+    ] = None,
+    prepare: Annotated[
+        str | None,
+        typer.Option(
+            "--prepare",
+            help="Evaluate nothing: fetch the data of these benchmarks, separated by commas, and pin their revision.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="With --prepare: the branch, tag or commit of the data set.")
+    ] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Score runs: for towers a linear probe unless other tasks are named, each beside a random tower; for VLMs exact
     match by family."""
+    if prepare:
+        prepare_benchmarks(prepare, data_dir, revision, as_json)
+        return
+    if not runs:
+        raise UserError("Nothing to evaluate: give finished run directories, or benchmarks to --prepare.")
     from vlmkit.cli.progress import RichProgress
     from vlmkit.pipelines import evaluate as pipeline
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
-    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts)
+    settings = pipeline.EvalSettings(train_data, test_data, limit, batch_size, device.value, counts, data_dir)
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}
     if as_json:

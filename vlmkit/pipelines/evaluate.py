@@ -11,7 +11,7 @@ from vlmkit import registry
 from vlmkit.config import LLMConfig, PretrainRecipe, VLMRecipe
 from vlmkit.data.conversations import ConversationEncoder
 from vlmkit.errors import UserError
-from vlmkit.evals.benchmarks import Benchmark, open_benchmark
+from vlmkit.evals.benchmarks import Benchmark, BenchmarkData, open_benchmark
 from vlmkit.evals.generation import GreedyAnswerer
 from vlmkit.evals.progress import shown
 from vlmkit.evals.runner import run_benchmark
@@ -75,7 +75,7 @@ def _evaluate_vlm(
     run: RunDirectory, recipe: VLMRecipe, tasks: Sequence[str], settings: EvalSettings, progress: Progress | None
 ) -> Iterator[Report]:
     """A report for each task and token count."""
-    benchmarks = {task: open_benchmark(task) for task in tasks}
+    benchmarks = {task: open_benchmark(task, BenchmarkData(settings.data_dir)) for task in tasks}
     vlm, tokenizer = load_vlm(run.path)
     counts = settings.tokens or (vlm.config.num_visual_tokens,)
     encoders = [encoder_of(vlm, tokenizer, recipe.max_length, count) for count in counts]

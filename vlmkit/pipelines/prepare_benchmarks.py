@@ -3,13 +3,13 @@ evaluation that uses the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
-from vlmkit.data.remote import read_remote
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import TableBenchmark, table_benchmark
 from vlmkit.evals.benchmarks.location import Location, benchmark_folder, choose_files
@@ -17,9 +17,8 @@ from vlmkit.evals.benchmarks.lock import LOCK_FILE, Lock
 from vlmkit.evals.benchmarks.table import TableSamples
 
 _IMAGES_AT_ONCE = 8
-
-OnFile = Callable[[int, int, str], None]
-"""Hears how many bytes of how many are here, and of what."""
+_PATIENCE = 60
+"""Seconds that a server may say nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,6 @@ class Download:
     def num_bytes(self) -> int:
         return sum(self.files.values())
 
-    @property
-    def has_images_apart(self) -> bool:
-        """Whether images are fetched from elsewhere, of which the hub does not know the size."""
-        return self.benchmark.image_url is not None
-
 
 def plan_downloads(names: Sequence[str], directory: Path | None = None, revision: str | None = None) -> list[Download]:
     """What fetching benchmarks would transfer, at a revision of their data sets (None: the newest).
@@ -51,7 +45,7 @@ def plan_downloads(names: Sequence[str], directory: Path | None = None, revision
     return [_plan(table_benchmark(name), directory, revision) for name in names]
 
 
-def download(planned: Download, on_file: OnFile | None = None) -> Lock:
+def download(planned: Download) -> Lock:
     """Fetch the files, open them, and lock the folder to their revision; files that are there already are kept.
 
     Raises UserError where the network fails or the data are not what the benchmark needs; the next attempt goes on from
@@ -61,17 +55,13 @@ def download(planned: Download, on_file: OnFile | None = None) -> Lock:
 
     benchmark, folder, hub = planned.benchmark, planned.folder, HfApi()
     (folder / LOCK_FILE).unlink(missing_ok=True)
-    done = 0
-    for name, size in planned.files.items():
-        if on_file is not None:
-            on_file(done, planned.num_bytes, name)
+    for name in planned.files:
         try:
             hub.hf_hub_download(planned.hub_id, name, repo_type="dataset", revision=planned.revision, local_dir=folder)
         except Exception as error:  # the hub's client raises those of several libraries
             raise UserError(
                 f"{name} of {planned.hub_id} cannot be fetched ({_reason(error)}); try again, what is here is kept."
             ) from error
-        done += size
     files = choose_files(list(planned.files), benchmark.split, benchmark.configs)
     samples = TableSamples(benchmark, Location(folder, files, planned.revision))
     if benchmark.image_url is not None:
@@ -127,12 +117,19 @@ def _fetch_images(addresses: Sequence[tuple[str, str]], folder: Path) -> None:
     """Put the image of each (path, address) into the folder, where it is not there yet."""
 
     def fetch(path_and_url: tuple[str, str]) -> None:
-        path = folder / path_and_url[0]
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".part")
-            scratch.write_bytes(read_remote(path_and_url[1]) or b"")
-            scratch.rename(path)
+        path, url = folder / path_and_url[0], path_and_url[1]
+        if not path.resolve().is_relative_to(folder.resolve()) or not url.startswith(("http://", "https://")):
+            raise UserError(f"The image {path_and_url[0]} at {url} is not one to fetch; check the rows in {folder}.")
+        if path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part")
+        try:
+            with urlopen(url, timeout=_PATIENCE) as answer:
+                scratch.write_bytes(answer.read())
+        except OSError as error:  # urllib's errors are among them
+            raise UserError(f"{url} cannot be fetched ({_reason(error)}); try again, what is here is kept.") from error
+        scratch.rename(path)
 
     with ThreadPoolExecutor(_IMAGES_AT_ONCE) as pool:
         for _ in pool.map(fetch, addresses):

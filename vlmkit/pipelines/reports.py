@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmkit.runs import ResultRow
@@ -10,8 +11,8 @@ from vlmkit.runs import ResultRow
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """What to evaluate on: sources of a tower's tasks (None: the embedded world), samples at most, batch, device, and
-    a VLM's numbers of visual tokens (none: the most that it serves)."""
+    """What to evaluate on: sources of a tower's tasks (None: the embedded world), samples at most, batch, device, a
+    VLM's numbers of visual tokens (none: the most that it serves), and the folder of its benchmarks' data."""
 
     train_data: str | None = None
     test_data: str | None = None
@@ -19,6 +20,7 @@ class EvalSettings:
     batch_size: int = 128
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tokens: tuple[int, ...] = ()
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)

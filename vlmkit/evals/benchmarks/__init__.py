@@ -85,7 +85,8 @@ def table_benchmark(name: str) -> TableBenchmark:
 
 def _unknown(task: str) -> str:
     names = ["miniworld", "llava:FILE", *TABLE_BENCHMARKS]
-    near = difflib.get_close_matches(task.lower(), names, n=3, cutoff=0.5)
+    longer = [name for name in names if name.startswith(task.lower())] if task else []
+    near = longer or difflib.get_close_matches(task.lower(), names, n=3, cutoff=0.5)
     choice = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}."
     return f"'{task}' is not a benchmark for VLMs; {choice}"
 

@@ -186,7 +186,7 @@ TABLES: dict[str, dict[str, Rows]] = {
         "data/test-00000-of-00001": [
             {
                 "question": "Which eats grass?",
-                "options": ["fox", "hare", "owl", "worm"],
+                "options": ["fox", "hare", "owl"],
                 "answer": "1",
                 "image": _image(11),
             }

@@ -85,4 +85,4 @@ def test_the_share_that_matches() -> None:
     scored = [{"prediction": "", "references": ["x"], "score": worth} for worth in (1.0, 0.0, 0.0, 1.0, 1.0)]
     assert gqa.aggregate(scored) == {gqa.METRIC: pytest.approx(0.6)}
     assert gqa.METRIC == "exact_match"
-    assert gqa.VARIANTS == ("official",)
+    assert gqa.VARIANTS == ("official", "lmms-eval")

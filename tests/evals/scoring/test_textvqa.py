@@ -97,5 +97,5 @@ def test_the_answer_as_it_is_compared() -> None:
     assert textvqa.read_answer({"prediction": " The girl's,\nT-shirt? ", "references": ten("x")}) == "girl 's t shirt"
 
 
-def test_one_variant() -> None:
-    assert textvqa.VARIANTS == ("official",)
+def test_both_names_mean_one_rule() -> None:
+    assert textvqa.VARIANTS == ("official", "lmms-eval")

@@ -74,6 +74,7 @@ def test_means_by_answer_type(rule) -> None:
 
 
 def test_without_categories_there_is_one_number() -> None:
-    scored = [{"prediction": "", "references": ["x"], "score": worth} for worth in (1.0, 0.3)]
+    scored = [{"prediction": "", "references": ["x"], "score": 1.0}]
+    scored.append({"prediction": "", "references": ["x"], "score": 0.3, "category": ""})
     for rule in (vqav2, vizwiz_vqa, textvqa):
         assert rule.aggregate(scored) == pytest.approx({"vqa_accuracy": 0.65})

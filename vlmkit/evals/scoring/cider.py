@@ -61,11 +61,14 @@ class CiderD:
         return float(cosines.mean()) * math.exp(-(difference**2) / (2 * SIGMA**2))
 
 
+def words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters and digits, joined by apostrophes and hyphens within."""
+    return _WORD.findall(text.lower())
+
+
 def _ngrams(text: str) -> Counter[_Ngram]:
-    words = _WORD.findall(text.lower())
-    return Counter(
-        tuple(words[start : start + n]) for n in range(1, MAX_NGRAM + 1) for start in range(len(words) - n + 1)
-    )
+    row = words(text)
+    return Counter(tuple(row[start : start + n]) for n in range(1, MAX_NGRAM + 1) for start in range(len(row) - n + 1))
 
 
 def _num_words(counts: Counter[_Ngram]) -> int:

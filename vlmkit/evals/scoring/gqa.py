@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from statistics import fmean
 
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
 
-VARIANTS: tuple[Scoring, ...] = ("official",)
+VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "exact_match"
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -31,7 +30,7 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
     """``exact_match``: the share of all (at least one) cases that match."""
-    return {METRIC: fmean(case["score"] for case in scored)}
+    return {METRIC: mean_score(scored)}
 
 
 def _normalise(text: str) -> str:

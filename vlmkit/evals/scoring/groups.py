@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from vlmkit.errors import UserError
-from vlmkit.evals.scoring.case import ScoredCase
+from vlmkit.evals.scoring.case import ScoredCase, mean_score
 
 Groups = dict[str, list[ScoredCase]]
 
@@ -21,3 +21,9 @@ def group_by(field: Literal["category", "question_id"], scored: Sequence[ScoredC
     for case in scored:
         groups.setdefault(case[field], []).append(case)
     return groups
+
+
+def mean_by_category(metric: str, scored: Sequence[ScoredCase]) -> dict[str, float]:
+    """``metric``, the mean score of all cases, and ``<category>/metric``, that of each category that cases name."""
+    by_category = group_by("category", [case for case in scored if case.get("category")])
+    return {metric: mean_score(scored)} | {f"{name}/{metric}": mean_score(cases) for name, cases in by_category.items()}

@@ -12,7 +12,7 @@ ALPHABET = string.ascii_uppercase
 
 def options(case: Case) -> dict[str, str]:
     """The text of each option by its letter; empty where the case does not say what was shown."""
-    return dict(zip(ALPHABET, case.get("choices", ()), strict=False))
+    return dict(zip(ALPHABET, case.get("choices") or (), strict=False))
 
 
 def if_shown(letter: str, case: Case) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
-from vlmkit.evals.scoring.groups import group_by
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.groups import mean_by_category
 from vlmkit.evals.scoring.letters import if_shown, is_right
 
 VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
@@ -31,5 +31,4 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
     """``accuracy`` of all answers and of each type of data (``image/accuracy``), of the cases that name theirs."""
-    by_type = group_by("category", [case for case in scored if case.get("category")])
-    return {METRIC: mean_score(scored)} | {f"{kind}/{METRIC}": mean_score(cases) for kind, cases in by_type.items()}
+    return mean_by_category(METRIC, scored)

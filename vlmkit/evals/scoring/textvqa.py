@@ -9,14 +9,13 @@ prompt, so there is one variant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 
-from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
+from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, mean_score
 from vlmkit.evals.scoring.vqa_accuracy import METRIC, agreement, evalai_answer
 
 __all__ = ["METRIC", "VARIANTS", "aggregate", "read_answer", "score"]
 
-VARIANTS: tuple[Scoring, ...] = ("official",)
+VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 
 
 def read_answer(case: Case, scoring: Scoring = "official") -> str:
@@ -35,4 +34,4 @@ def score(case: Case, scoring: Scoring = "official") -> float:
 
 def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> dict[str, float]:
     """``vqa_accuracy``: the mean of all (at least one) cases."""
-    return {METRIC: fmean(case["score"] for case in scored)}
+    return {METRIC: mean_score(scored)}

@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 
 from vlmkit.errors import UserError
-from vlmkit.evals.scoring.case import ScoredCase
+from vlmkit.evals.scoring.case import ScoredCase, mean_score
 
 METRIC = "vqa_accuracy"
 
 FULL_CREDIT = 3
-"""As many other people as must have given an answer for it to be right."""
+"""How many other people must have given an answer for it to be right."""
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBER_WORDS = {
@@ -104,8 +103,8 @@ def evalai_answer(text: str) -> str:
 def agreement(answer: str, references: Sequence[str]) -> float:
     """The mean, over leaving out one of the references, of min(1, those among the others that equal the answer / 3).
 
-    Of ten references 1, 2, 3 or more equal ones give 0.3, 0.6, 0.9 or 1. A single reference always gives 0, since
-    none is left to compare with; two or three that agree give 1/3 or 2/3.
+    Of ten references 1, 2 or 3 equal ones give 0.3, 0.6 or 0.9, and 4 or more give 1. A single reference always gives
+    0, since none is left to compare with; two or three that agree give 1/3 or 2/3.
 
     Raises:
         UserError: If there is no reference.
@@ -118,8 +117,8 @@ def agreement(answer: str, references: Sequence[str]) -> float:
 
 def mean_by_answer_type(scored: Sequence[ScoredCase]) -> dict[str, float]:
     """``vqa_accuracy``, the mean of all (at least one) cases, and that of each ``category`` there is, by its name."""
-    by_type: defaultdict[str, list[float]] = defaultdict(list)
+    by_type: defaultdict[str, list[ScoredCase]] = defaultdict(list)
     for case in scored:
-        if "category" in case:
-            by_type[case["category"]].append(case["score"])
-    return {METRIC: fmean(case["score"] for case in scored), **{name: fmean(by_type[name]) for name in sorted(by_type)}}
+        if category := case.get("category"):
+            by_type[category].append(case)
+    return {METRIC: mean_score(scored), **{name: mean_score(by_type[name]) for name in sorted(by_type)}}

@@ -22,7 +22,8 @@ from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark
 from vlmkit.evals.benchmarks.miniworld import questions
 from vlmkit.evals.generation import GreedyAnswerer
-from vlmkit.evals.runner import BenchmarkOutcome, SampleRecord, run_benchmark
+from vlmkit.evals.records import SampleRecord
+from vlmkit.evals.runner import BenchmarkOutcome, run_benchmark
 from vlmkit.evals.scoring import exact_match
 from vlmkit.models.llm import load_llm
 from vlmkit.models.prompt_prefix import PromptPrefix
@@ -246,7 +247,10 @@ def test_records_rows_and_progress(trained: tuple[VLM, ConversationEncoder], tmp
     right = [line["score"] for line in lines if line["family"] == "attribute"]
     assert (attribute.family, attribute.num_samples, ocr.family, ocr.num_samples) == ("attribute", 12, "ocr", 6)
     assert attribute.value == pytest.approx(sum(right) / 12)
-    assert attribute.stderr == pytest.approx((attribute.value * (1 - attribute.value) / 11) ** 0.5)
+    # Two questions about each of six images: the error is that of six sums of two.
+    sums = np.array(right).reshape(6, 2).sum(axis=1)
+    assert attribute.stderr == pytest.approx(6 * sums.std(ddof=1) / 6**0.5 / 12)
+    assert attribute.ci_low <= attribute.value <= attribute.ci_high and attribute.num_errors == 0
     assert (ocr.benchmark, ocr.metric, ocr.scoring, ocr.data_revision) == (
         "flags",
         "exact_match",
@@ -267,7 +271,7 @@ def test_unreadable_samples_are_counted_and_too_many_refused(
 ) -> None:
     vlm, encoder = trained
     outcome = run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2,))), max_new_tokens=1)
-    assert outcome.num_bad == 1 and len(outcome.records) == 33
+    assert len(outcome.skipped) == 1 and len(outcome.records) == 33
     path = tmp_path / "records.jsonl"
     with pytest.raises(UserError, match="2 of 12 samples cannot be read"):
         run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2, 5))), max_new_tokens=1, records_path=path)

@@ -19,7 +19,7 @@ from made_up_tables import png, write_fixture
 
 from vlmkit.cli.app import main
 from vlmkit.errors import UserError
-from vlmkit.evals.benchmarks import BenchmarkData, open_benchmark
+from vlmkit.evals.benchmarks import open_benchmark
 from vlmkit.evals.benchmarks.lock import LOCK_FILE
 from vlmkit.pipelines.prepare_benchmarks import download, plan_downloads
 
@@ -57,7 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts[0] == "api" and (folder := self.server.sets.get("/".join(parts[2:4]))):
             files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
             siblings = [{"rfilename": p.relative_to(folder).as_posix(), "size": p.stat().st_size} for p in files]
-            self._send(json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}).encode(), with_body)
+            self._send(
+                json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings}).encode(), with_body
+            )
         elif parts[0] == "datasets" and (folder := self.server.sets.get("/".join(parts[1:3]))):
             assert parts[3:5] == ["resolve", COMMIT]
             name = "/".join(parts[5:])
@@ -111,7 +113,7 @@ def test_a_benchmark_is_fetched_once_sizes_first_and_locked_to_its_commit(hub: H
     assert locks[0] == locks[1] and hub.fetched == ["data/test-00000-of-00001.parquet"]
     assert json.loads((tmp_path / "data/pope" / LOCK_FILE).read_text()) == vars(locks[0])
     assert (locks[0].num_rows, locks[0].revision, locks[0].split) == (3, COMMIT, "test")
-    benchmark = open_benchmark("pope", BenchmarkData(tmp_path / "data"))
+    benchmark = open_benchmark("pope", tmp_path / "data")
     assert (benchmark.samples.fingerprint, len(benchmark.samples)) == (COMMIT, 3)
 
 
@@ -122,7 +124,7 @@ def test_images_that_the_data_set_only_names_are_fetched_too(hub: Hub, tmp_path:
     datasets.Dataset.from_list(moved).to_parquet(str(table))
     (planned,) = plan_downloads(["coco_captions"], tmp_path / "data")
     download(planned)
-    samples = open_benchmark("coco_captions", BenchmarkData(tmp_path / "data")).samples
+    samples = open_benchmark("coco_captions", tmp_path / "data").samples
     assert [samples[index].read_images() for index in range(2)] == [[png(1)], [png(2)]]
 
 
@@ -140,7 +142,7 @@ def test_what_cannot_be_fetched_is_one_sentence(hub: Hub, tmp_path: Path, monkey
         download(planned)
     assert not (tmp_path / "data/pope" / LOCK_FILE).exists()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="The hub does not answer about lmms-lab-encoder/POPE .*--data-dir"):
+    with pytest.raises(UserError, match=r"The hub does not answer about lmms-lab-encoder/POPE .*--data-dir"):
         plan_downloads(["pope"])
 
 

@@ -8,7 +8,7 @@ import pytest
 from made_up_tables import TABLES, png, write_fixture
 
 from vlmkit import registry
-from vlmkit.evals.benchmarks import TABLE_BENCHMARKS, BenchmarkData, Question, open_benchmark
+from vlmkit.evals.benchmarks import TABLE_BENCHMARKS, Question, open_benchmark
 from vlmkit.evals.benchmarks.table import AskedSample
 
 SHORT = "Answer the question using a single word or phrase."
@@ -17,7 +17,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 
 def samples(name: str, directory: Path) -> list[AskedSample]:
     write_fixture(name, directory)
-    benchmark = open_benchmark(name, BenchmarkData(directory))
+    benchmark = open_benchmark(name, directory)
     return [benchmark.samples[index] for index in range(len(benchmark.samples))]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import UserError
@@ -25,7 +25,7 @@ from vlmkit.evals.benchmarks.ocrbench import OCRBENCH
 from vlmkit.evals.benchmarks.pope import POPE
 from vlmkit.evals.benchmarks.scienceqa_img import SCIENCEQA_IMG
 from vlmkit.evals.benchmarks.seedbench import SEEDBENCH
-from vlmkit.evals.benchmarks.table import BenchmarkData, TableBenchmark
+from vlmkit.evals.benchmarks.table import TableBenchmark
 from vlmkit.evals.benchmarks.textvqa import TEXTVQA
 from vlmkit.evals.benchmarks.vizwiz_vqa import VIZWIZ_VQA
 from vlmkit.evals.benchmarks.vqav2 import VQAV2
@@ -57,23 +57,22 @@ TABLE_BENCHMARKS = {
 _OPENERS: dict[str, Callable[[str], Benchmark[Any]]] = {"miniworld": open_miniworld, "llava": open_llava_json}
 
 
-def open_benchmark(task: str, data: BenchmarkData | None = None) -> Benchmark[Any]:
+def open_benchmark(task: str, directory: Path | None = None) -> Benchmark[Any]:
     """The benchmark that a task names: one of TABLE_BENCHMARKS, ``miniworld``, ``miniworld:SPLIT?scenes=N...`` or
-    ``llava:FILE``. ``data`` says where tables are found, and which scoring variant is meant.
+    ``llava:FILE``. ``directory`` is where tables are found, as ``DIRECTORY/NAME`` (None: in the cache).
 
     Raises UserError for any other task, and where the data cannot be opened.
     """
-    data = data or BenchmarkData()
     kind, colon, where = task.partition(":")
     if kind in TABLE_BENCHMARKS and not colon:
-        return TABLE_BENCHMARKS[kind].open(data)
+        return TABLE_BENCHMARKS[kind].open(directory)
     if kind not in _OPENERS:
         raise UserError(_unknown(task))
     if not where:
         if kind != "miniworld":
             raise UserError(f"'{task}' names no data; write llava:FILE, a JSON file in LLaVA's form.")
         task = DEFAULT_SPEC
-    return replace(_OPENERS[kind](task), scoring=data.scoring)
+    return _OPENERS[kind](task)
 
 
 def table_benchmark(name: str) -> TableBenchmark:
@@ -94,7 +93,6 @@ def _unknown(task: str) -> str:
 __all__ = [
     "TABLE_BENCHMARKS",
     "Benchmark",
-    "BenchmarkData",
     "Question",
     "TableBenchmark",
     "open_benchmark",

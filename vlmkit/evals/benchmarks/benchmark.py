@@ -8,7 +8,6 @@ from typing import Generic, TypeVar
 
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample
-from vlmkit.errors import UserError
 from vlmkit.evals.scoring.case import Case, Scoring, ScoringRule
 
 
@@ -28,14 +27,15 @@ class Question:
     category: str = ""
     question_id: str = ""
 
-    def case(self, prediction: str) -> Case:
-        """The question, answered, as scoring rules take it."""
+    def case(self, prediction: str, error: str = "") -> Case:
+        """The question, answered (or with why it was not), as scoring rules take it."""
         return {
             "prediction": prediction,
             "references": self.references,
             "choices": self.choices,
             "category": self.category,
             "question_id": self.question_id,
+            "error": error,
         }
 
 
@@ -46,8 +46,7 @@ SampleT = TypeVar("SampleT", bound=ConversationSample)
 class Benchmark(Generic[SampleT]):
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``scoring`` is the variant of the rule: rows scored by different ones are not compared. Raises UserError for a
-    variant that the rule does not have.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
     """
 
     name: str
@@ -55,8 +54,3 @@ class Benchmark(Generic[SampleT]):
     questions: Callable[[SampleT], Sequence[Question]]
     rule: ScoringRule
     scoring: Scoring = "official"
-
-    def __post_init__(self) -> None:
-        if self.scoring not in self.rule.VARIANTS:
-            variants = " or ".join(self.rule.VARIANTS)
-            raise UserError(f"{self.name} has no scoring variant {self.scoring}; choose {variants}.")

@@ -21,20 +21,12 @@ from vlmkit.data.table_files import read_rows
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks.benchmark import Benchmark, Question
 from vlmkit.evals.benchmarks.location import Location, find_data
-from vlmkit.evals.scoring.case import Scoring, ScoringRule
+from vlmkit.evals.scoring.case import ScoringRule
 
 Row = Mapping[str, Any]
 
 _PROBED_ROWS = 64
 _ROWS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class BenchmarkData:
-    """Where benchmarks find their data (None: in the cache), and whose scoring rule is applied."""
-
-    directory: Path | None = None
-    scoring: Scoring = "official"
 
 
 class Join(NamedTuple):
@@ -82,15 +74,13 @@ class TableBenchmark:
         """The configurations of the data set that are read: that of the questions, and that of the images if apart."""
         return (self.config, self.join.config) if self.join else (self.config,)
 
-    def open(self, data: BenchmarkData) -> Benchmark[AskedSample]:
-        """The benchmark on the data that are on this machine; no network is asked.
+    def open(self, directory: Path | None = None) -> Benchmark[AskedSample]:
+        """The benchmark on the data in ``directory/NAME`` (None: in the cache); no network is asked.
 
-        Raises UserError where they are missing, empty, lack columns, or are not the revision that was prepared; and
-        for a scoring variant that the benchmark does not have.
+        Raises UserError where they are missing, empty, lack columns, or are not the revision that was prepared.
         """
-        location = find_data(self.name, self.hub_ids, self.split, self.configs, data.directory)
-        samples = TableSamples(self, location)
-        return Benchmark(self.name, samples, _questions, self.rule, data.scoring)
+        location = find_data(self.name, self.hub_ids, self.split, self.configs, directory)
+        return Benchmark(self.name, TableSamples(self, location), _questions, self.rule)
 
 
 @dataclass(frozen=True)

@@ -128,9 +128,8 @@ def _print_range(frontier: Frontier) -> None:
 
 def _law(answer: FamilyAnswer, text_tokens: int) -> str:
     law, fit = answer.fit.law, answer.fit
-    floor = f" + {law.D:.3g}" if law.D else ""
     return (
-        f"error = {law.A:.3g} N^-{law.alpha:.3g} V^-{law.beta:.3g}{floor} (N in billions), within "
+        f"error = {law.formula()} (N in billions), within "
         f"{fit.max_relative_error:.1%} of {fit.num_points} points; if LLMs came in every size, "
         f"{answer.optimal_visual_tokens:.3g} visual tokens would be best at any budget (text tokens: {text_tokens})."
     )

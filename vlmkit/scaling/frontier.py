@@ -11,8 +11,7 @@ import numpy as np
 
 from vlmkit.errors import UserError
 from vlmkit.scaling.cost import format_flops, format_params, prefill_flops
-from vlmkit.scaling.fit import Fit, fit_product_law
-from vlmkit.scaling.laws import ProductLaw
+from vlmkit.scaling.fit import Fit, fit_law
 from vlmkit.scaling.measurements import Measurement, Measurements, SizedLLM, load_published
 
 PUBLISHED_CANDIDATES = ("qwen1.5-0.5b", "qwen1.5-1.8b", "qwen1.5-4b", "qwen1.5-7b", "qwen1.5-14b")
@@ -66,9 +65,9 @@ class FamilyAnswer:
         return {
             "law": {
                 "form": law.form,
-                "coefficients": {"A": law.A},
+                "coefficients": law.coefficients,
                 "exponents": {"alpha": law.alpha, "beta": law.beta},
-                "floor": law.D,
+                "floor": law.floor,
                 "max_relative_error": self.fit.max_relative_error,
             },
             "optimal_visual_tokens": self.optimal_visual_tokens,
@@ -141,7 +140,7 @@ def find_frontier(
         rows = measurements.of(family)
         sizes, counts = [row.llm.billions for row in rows], [row.visual_tokens for row in rows]
         try:
-            fits[family] = fit_product_law(sizes, counts, [row.error for row in rows])
+            fits[family] = fit_law("product", sizes, counts, [row.error for row in rows])
         except UserError as error:
             unfitted[family] = str(error)
     if not fits:
@@ -157,19 +156,6 @@ def _round_up(value: float) -> float:
     """``value`` with two significant digits, never below it."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit
-
-
-def optimal_visual_tokens(law: ProductLaw, text_tokens: int, tokens: tuple[float, float]) -> float:
-    """The best V at any budget if the LLM's size were free: V* = beta Q / (alpha - beta), kept within ``tokens``.
-
-    From minimising N^-alpha V^-beta at constant 2 N (Q + V): without text (Q = 0) the fewest tokens win, and for
-    alpha <= beta the most.
-    """
-    if text_tokens == 0:
-        return float(tokens[0])
-    if law.alpha <= law.beta:
-        return float(tokens[1])
-    return float(np.clip(law.beta * text_tokens / (law.alpha - law.beta), *tokens))
 
 
 def _answer(
@@ -205,8 +191,9 @@ def _answer(
         *_extrapolation_notes(fit, affordable),
         _BASIS_NOTES[measurements.basis],
     ]
-    optimum = optimal_visual_tokens(fit.law, text_tokens, (counts[0], counts[-1]))
-    return FamilyAnswer(family, tuple(rows), fit, optimum, tuple(everything), tuple(affordable), tuple(notes))
+    optimum = fit.law.optimal_visual_tokens(text_tokens, (counts[0], counts[-1]))
+    assert optimum is not None, "the product law's optimum is the same at any budget"
+    return FamilyAnswer(family, tuple(rows), fit, float(optimum), tuple(everything), tuple(affordable), tuple(notes))
 
 
 _BASIS_NOTES = {

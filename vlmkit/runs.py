@@ -31,6 +31,8 @@ from vlmkit.recipe import load_yaml, parse_recipe, resume_conflicts
 
 _PACKAGES = ("vlmkit", "torch", "torchvision", "transformers", "open_clip_torch", "numpy", "pillow", "scikit-learn")
 
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
 
 @dataclass(frozen=True)
 class ResultRow:
@@ -238,11 +240,11 @@ def open_model(path: str | Path, command: str) -> Path:
 
 
 def files_stamp(directory: Path) -> str:
-    """A digest of names, sizes and times, not contents: it changes whenever a file of the directory is written anew."""
+    """A digest of a model's files by name, size and time, not content: it changes whenever one is written anew."""
     digest = sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    for path in sorted(path for path in directory.iterdir() if path.suffix in _MODEL_FILES):
         about = path.stat()
-        digest.update(f"{path.relative_to(directory)} {about.st_size} {about.st_mtime_ns}\n".encode())
+        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ class Echo:
     another. Dies before the window ``until``."""
 
     batch_size = BATCH
-    facts = {"visual_tokens": 4}
+    facts: ClassVar = {"visual_tokens": 4}
 
     def __init__(self, until: int | None = None) -> None:
         self.until = until

@@ -9,7 +9,7 @@ import numpy as np
 Scores = Sequence[float] | np.ndarray
 
 MAX_RESAMPLES, MIN_RESAMPLES = 1000, 100
-RESAMPLED_ITEMS = 3_000_000
+RESAMPLED_ITEMS = 1_000_000
 """Items that the resamples of one set may hold in all: where a number is recounted on each, that takes seconds."""
 
 

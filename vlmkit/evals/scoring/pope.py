@@ -54,7 +54,7 @@ def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> di
 
 
 def _totals(cases: Sequence[ScoredCase], scoring: Scoring) -> dict[str, float]:
-    answers = [read_answer(case, scoring) for case in cases]
+    answers = ["" if case.get("error") else read_answer(case, scoring) for case in cases]
     right = [right_answer(case) for case in cases]
     pairs = list(zip(right, answers, strict=True))
     hits, false_alarms, misses = (pairs.count(pair) for pair in (("yes", "yes"), ("no", "yes"), ("yes", "no")))

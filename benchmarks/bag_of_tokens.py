@@ -15,10 +15,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measuring import interleaved_seconds, peak_bytes, write_results
+from measuring import peak_bytes, write_results
 
 from vlmkit.losses.classification import classification_loss
 from vlmkit.losses.token_frequency import normalise_rows
+from vlmkit.pipelines.timing import interleaved_seconds
 
 LOSSES = ["softmax", "bce", "asl", "soft_margin", "two_way"]
 DENSE = "dense softmax"

@@ -21,13 +21,14 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from measuring import interleaved_seconds, write_results
+from measuring import write_results
 from open_clip.tokenizer import SimpleTokenizer
 
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers import ClipTokenizer, WordTokenizer
 from vlmkit.data.corpus import captions_at, count_corpus
 from vlmkit.data.sources import open_captions
+from vlmkit.pipelines.timing import interleaved_seconds
 
 PEER = "open_clip SimpleTokenizer"
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import interleaved_seconds, write_results
+from measuring import write_results
 from open_clip.transform import image_transform
 from PIL import Image
 
@@ -41,6 +41,7 @@ from vlmkit.data.draws import Draws
 from vlmkit.data.images import JPEG_DECODER, TrainTransform, decode_image
 from vlmkit.data.loader import Stream
 from vlmkit.data.sources import open_captions
+from vlmkit.pipelines.timing import interleaved_seconds
 
 SIZE = 224
 PRESETS = {

@@ -1,14 +1,11 @@
-"""What the benchmarks share: interleaved timing, exact peak memory, the machine's name, and the result files."""
+"""What the benchmarks share: exact peak memory, FLOPs, and the result files."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import re
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -19,26 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
+from vlmkit.pipelines.timing import hardware, synchronize
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def interleaved_seconds(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each run of each candidate: one round to warm up, then ``repeats`` rounds through all of them.
-
-    A round runs every candidate once, so that whatever else the machine does falls on all alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for measured in [False] + [True] * repeats:
-        for name, run in candidates.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            run()
-            _synchronize(device)
-            if measured:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
@@ -93,18 +73,9 @@ def kernel_table(run: Callable[[], object], device: torch.device, repeats: int =
     with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
         for _ in range(repeats):
             run()
-        _synchronize(device)
+        synchronize(device)
     by = f"self_{'device' if on_cuda else 'cpu'}_time_total"
     return recorded.key_averages().table(sort_by=by, row_limit=rows, max_name_column_width=120)
-
-
-def hardware(device: torch.device) -> str:
-    """The accelerator's name, or the processor's and how many of its cores are here."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def write_results(
@@ -141,8 +112,3 @@ def _cell(value: object) -> str:
     if isinstance(value, list):
         value = statistics.median(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import count_flops, interleaved_seconds, kernel_table, matrix_product, peak_bytes, write_results
+from measuring import count_flops, kernel_table, matrix_product, peak_bytes, write_results
 from open_clip import CLIP
 from open_clip.loss import ClipLoss
 
@@ -34,6 +34,7 @@ from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.sources import open_captions
 from vlmkit.models.vision_tower import build_tower
+from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.recipe import load_recipe
 from vlmkit.tasks.build import build_task
 from vlmkit.training import distributed

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import interleaved_seconds, kernel_table, matrix_product, write_results
+from measuring import kernel_table, matrix_product, write_results
 from PIL import Image
 
 from vlmkit.config import VLMRecipe
@@ -32,6 +32,7 @@ from vlmkit.contracts import Batch
 from vlmkit.data.sources import open_conversations
 from vlmkit.pipelines.plan_flops import MeanSample, flops_per_sample
 from vlmkit.pipelines.plan_vlm import plan, planned_task
+from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.pipelines.vlm_feed import VLMFeed
 from vlmkit.pipelines.vlm_models import Stage, build_vlm, stage_settings
 from vlmkit.recipe import load_recipe

@@ -29,7 +29,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measuring import interleaved_seconds, write_results
+from measuring import write_results
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -45,6 +45,7 @@ from vlmkit.models.questions import last_states
 from vlmkit.models.seeding import seeded
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
+from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.pipelines.vlm_models import Stage
 from vlmkit.registry import VisionTowerFacts
 from vlmkit.tasks.vlm import VLMTask

@@ -69,7 +69,15 @@ def loaded_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["models"], ["frontier", "--budget", "5e12"], ["frontier", "--help"], ["ask", "--help"]]
+    "command",
+    [
+        ["--help"],
+        ["models"],
+        ["frontier", "--budget", "5e12"],
+        ["frontier", "--help"],
+        ["ask", "--help"],
+        ["bench", "--help"],
+    ],
 )
 def test_light_commands_import_nothing_heavy(command: list[str]) -> None:
     assert loaded_after(RUN_COMMAND.format(command=command)) == set()

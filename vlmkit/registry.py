@@ -15,6 +15,10 @@ from vlmkit.errors import UserError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PAPER_LEVELS = (12 / 24, 16 / 24, 22 / 24, 23 / 24)
+"""Depths of the levels that TokenPacker and QueCC read: blocks 12, 16, 22 and 23 of CLIP ViT-L's 24."""
+CONTEXTUAL_FRACTION = 10 / 64
+"""Share of merged tokens in what prune leaves: VisionZip's 10 of 64, beside 54 dominant ones."""
 EMBEDDED_VOCAB_SIZE = 2048
 """Embedding rows of the embedded language models; the embedded tokenizer has at most so many entries."""
 
@@ -41,13 +45,17 @@ class VisionTowerFacts:
     """Its weights without a classifier, counted on the built network."""
 
     @property
+    def num_patches(self) -> int:
+        """Patches of an image, without the class token."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
     def num_params(self) -> int:
         """Weights of the tower: patch embedding, class token, positions, blocks, the norms before and after them."""
         if self.timm_network is not None:
             return self.timm_params
         width, hidden = self.width, int(self.width * self.mlp_ratio)
-        grid = self.image_size // self.patch_size
-        embeddings = 3 * self.patch_size**2 * width + width + (grid**2 + 1) * width
+        embeddings = 3 * self.patch_size**2 * width + width + (self.num_patches + 1) * width
         attention = 4 * width * width + 4 * width
         mlp = 2 * width * hidden + hidden + width
         return embeddings + self.layers * (attention + mlp + 4 * width) + 4 * width
@@ -107,6 +115,18 @@ class CompressorFacts:
     elastic: bool
     """Whether one model serves several token counts."""
     source: str
+    level_fractions: tuple[float, ...] = ()
+    """Depths of the blocks whose features are read as levels, as fractions of the tower's number of blocks."""
+
+
+def level_blocks(fractions: tuple[float, ...], num_layers: int) -> tuple[int, ...]:
+    """Indices (from 0) of the blocks at these fractions of the depth, ascending.
+
+    The last block is never among them (its output feeds no patch feature in CLIP-style towers, see LLaVA's use of the
+    penultimate block); in a shallow tower, fractions that fall on one block count once.
+    """
+    after = {min(max(1, round(fraction * num_layers)), max(1, num_layers - 1)) for fraction in fractions}
+    return tuple(sorted(count - 1 for count in after))
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,12 @@ _COMPRESSORS = [
         "pixel_shuffle", "a cell's patches side by side, one linear layer", False, False, "InternVL, arXiv 2404.16821"
     ),
     CompressorFacts(
-        "tokenpacker", "shrunken patches attend to multi-level features of their cells", False, True, "arXiv 2407.02392"
+        "tokenpacker",
+        "shrunken patches attend to multi-level features of their cells",
+        False,
+        True,
+        "arXiv 2407.02392",
+        PAPER_LEVELS,
     ),
     CompressorFacts(
         "quecc",
@@ -255,9 +280,15 @@ _COMPRESSORS = [
         True,
         False,
         "arXiv 2411.03312, Fig. 5",
+        PAPER_LEVELS,
     ),
     CompressorFacts(
-        "quecc+", "quecc as a residual of avgpool, the question behind a gate", True, False, "variant of this project"
+        "quecc+",
+        "quecc as a residual of avgpool, the question behind a gate",
+        True,
+        False,
+        "variant of this project",
+        PAPER_LEVELS,
     ),
     CompressorFacts(
         "resampler", "learned queries over all patches, the first N of them", False, True, "MQT, arXiv 2405.19315"

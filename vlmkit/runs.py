@@ -250,18 +250,23 @@ def files_stamp(directory: Path) -> str:
 
 def provenance(data: Mapping[str, str], hardware: Mapping[str, str | int]) -> dict[str, Any]:
     """Versions, hardware and data fingerprints of this process, for provenance.json."""
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(), **hardware},
         "command_line": sys.argv[1:],
         "data": dict(data),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The version of Python and of each package that results depend on; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

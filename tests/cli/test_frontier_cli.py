@@ -74,7 +74,7 @@ def test_plot_is_written_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "50ms"], "not a number of FLOPs"),
+        (["--budget", "50ms"], "is in ms, .* write FLOPs"),
         (["--budget", "0"], "positive"),
         (["--budget", "1e9"], "costs 51 GFLOPs"),
         (["--tokens", "1,x"], "whole numbers"),

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from vlmkit import registry
 from vlmkit.errors import UserError
 from vlmkit.models.compressors import COMPRESSORS, Compressor, CompressorShape, build_compressor, shrunken_image_size
-from vlmkit.models.compressors.base import legal_counts, level_blocks
-from vlmkit.models.compressors.cell_attention import LEVEL_FRACTIONS
+from vlmkit.models.compressors.base import legal_counts
 from vlmkit.models.compressors.resampler import sine_positions
 from vlmkit.models.features import VisionFeatures
 
@@ -217,7 +216,7 @@ def test_the_shrunken_image_has_exactly_so_many_patches() -> None:
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 12, 24, 40])
 def test_levels_are_distinct_blocks_before_the_last(layers: int) -> None:
-    blocks = level_blocks(LEVEL_FRACTIONS, layers)
+    blocks = registry.level_blocks(registry.PAPER_LEVELS, layers)
     assert list(blocks) == sorted(set(blocks)) and blocks[0] >= 0 and blocks[-1] <= layers - 2
 
 

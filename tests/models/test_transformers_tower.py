@@ -28,9 +28,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from vlmkit import registry
 from vlmkit.config import CompressorConfig
 from vlmkit.errors import UserError
-from vlmkit.models.compressors.base import level_blocks
 from vlmkit.models.seeding import seeded
 from vlmkit.models.towers import default_image_size, find_tower, find_tower_config, tower_from_config
 from vlmkit.models.transformers_tower import TransformersTower
@@ -141,7 +141,7 @@ def test_siglip2_is_fed_as_its_own_processor_feeds_it(tmp_path: Path, side: int)
 
 def test_the_papers_levels_of_a_vit_l_come_out_exactly() -> None:
     # After 12, 16, 22 and 23 of 24 blocks (arXiv 2411.03312): entries 12, 16, 22, 23 of hidden_states.
-    blocks = level_blocks((12 / 24, 16 / 24, 22 / 24, 23 / 24), 24)
+    blocks = registry.level_blocks((12 / 24, 16 / 24, 22 / 24, 23 / 24), 24)
     assert [block + 1 for block in blocks] == [12, 16, 22, 23]
     vision = CLIPVisionConfig(**{**VISION, "num_hidden_layers": 24}).to_dict()
     tower = tower_from_config({"transformers": vision, "preprocess_cfg": {"size": 32, "mean": MEAN, "std": STD}}).eval()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import vlmkit
-from vlmkit.cli import ask, evaluate, export, frontier, models, pretrain_superclass, study, sweep, train_vlm
+from vlmkit.cli import ask, bench, evaluate, export, frontier, models, pretrain_superclass, study, sweep, train_vlm
 from vlmkit.cli.output import print_error
 from vlmkit.errors import Interrupted, UserError
 
@@ -24,6 +24,7 @@ app.command("pretrain-superclass")(pretrain_superclass.pretrain_superclass)
 app.command("train-vlm")(train_vlm.train_vlm)
 app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
+app.command("bench")(bench.bench)
 app.command("frontier")(frontier.frontier)
 app.command("sweep")(sweep.sweep)
 app.command("study")(study.study)

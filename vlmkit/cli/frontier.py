@@ -42,14 +42,14 @@ def frontier(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to measurements and choose the LLM and the number of visual tokens for a budget."""
-    from vlmkit.scaling.cost import parse_budget
+    from vlmkit.scaling.budgets import Unit, parse_budget
     from vlmkit.scaling.frontier import find_frontier
     from vlmkit.scaling.measurements import load_measurements
 
     paths = [*(measurements or []), *(runs or [])]
     answer = find_frontier(
         load_measurements(paths) if paths else None,
-        budget=None if budget is None else parse_budget(budget),
+        budget=None if budget is None else parse_budget(budget, [Unit.flops]).amount,
         text_tokens=text_tokens,
         llms=_names(llms),
         tokens=_counts(tokens),
@@ -85,7 +85,7 @@ def _counts(text: str | None) -> list[int] | None:
 
 
 def _print_family(answer: FamilyAnswer, frontier: Frontier, top: int) -> None:
-    from vlmkit.scaling.cost import format_flops, format_params
+    from vlmkit.scaling.budgets import format_flops, format_params
 
     best = answer.best
     print_table(
@@ -108,7 +108,7 @@ def _print_family(answer: FamilyAnswer, frontier: Frontier, top: int) -> None:
 
 
 def _print_range(frontier: Frontier) -> None:
-    from vlmkit.scaling.cost import format_flops
+    from vlmkit.scaling.budgets import format_flops
 
     rows = []
     for budget in frontier.budgets():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.utils import ModelOutput
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class PromptPrefix:
             return None
         with torch.no_grad():
             output = language_model.get_decoder()(torch.tensor([ids], device=language_model.device), use_cache=True)
-        caches = [value for value in output.values() if isinstance(value, DynamicCache)]
-        if not caches or any(type(layer) is not DynamicLayer for layer in caches[0].layers):
+        cache = cache_in(output)
+        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return None
-        return cls(tuple(ids), caches[0])
+        return cls(tuple(ids), cache)
 
     def continued(self, language_model: PreTrainedModel, num_rows: int) -> dict[str, Cache]:
         """The argument with which ``generate`` continues the prefix in each of ``num_rows`` rows.
@@ -49,9 +50,18 @@ class PromptPrefix:
         """
         cache = deepcopy(self.cache)
         cache.batch_repeat_interleave(num_rows)
-        # transformers renamed the argument in 5.24.
-        renamed = "cache" in inspect.signature(language_model.forward).parameters
-        return {"cache" if renamed else "past_key_values": cache}
+        return {cache_argument(language_model): cache}
+
+
+def cache_in(output: ModelOutput) -> Cache | None:
+    """The keys and values in the output of a language model or decoder, by whatever name this release has for them."""
+    return next((value for value in output.values() if isinstance(value, Cache)), None)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the argument of a language model or decoder is called that takes a cache."""
+    # transformers renamed it in 5.24.
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def shared_beginning(prompts: Sequence[list[int]], image_token_id: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """FLOPs of a VLM's training step, by part: the language model's by formula, the visual side's counted on its modules.
 
 They are those of torch's ``FlopCounterMode``: two for a multiplication and an addition of matrix products and
-convolutions, see :class:`vlmkit.scaling.cost.Transformer`.
+convolutions, see :class:`vlmkit.scaling.flops.Transformer`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample, evenly_spaced
 from vlmkit.models.vlm import VLM
-from vlmkit.scaling.cost import Transformer
+from vlmkit.scaling.flops import Transformer
 
 CHARACTERS_PER_TOKEN = 4
 """What a plan takes for English text, so that it needs no tokenizer."""
@@ -153,7 +153,7 @@ def visual_flops(vlm: VLM) -> tuple[PartFlops, PartFlops]:
 def visual_tokens(vlm: VLM, features: torch.Tensor, count: int) -> torch.Tensor:
     """Compressor and projector alone, for questions that stand as vectors: [B, P, C] -> [B, ``count``, H]."""
     width = vlm.config.text_config.hidden_size
-    query = features.new_empty(len(features), width) if vlm.compressor.conditioned else None
+    query = features.new_zeros(len(features), width) if vlm.compressor.conditioned else None
     return vlm.projector(vlm.compressor(vlm.compressor.from_cache(features), query, count))
 
 

@@ -25,7 +25,7 @@ from vlmkit.pipelines.plan_memory import Memory, MicroBatch, memory_per_device
 from vlmkit.pipelines.pretrain import is_missing_default
 from vlmkit.pipelines.vlm_models import Stage, initial_config, stage_settings, tower_image_size
 from vlmkit.runs import RunDirectory, is_run
-from vlmkit.scaling.cost import format_flops
+from vlmkit.scaling.budgets import format_flops
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.distributed import DistributedContext, place
 

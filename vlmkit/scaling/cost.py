@@ -1,116 +1,234 @@
-"""What one answer costs in FLOPs, and how a budget is written."""
+"""What one choice of LLM and number of visual tokens costs: cost models that answer in FLOPs, bytes or milliseconds."""
 
 from __future__ import annotations
 
 import math
-import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
+from vlmkit import registry
 from vlmkit.errors import UserError
 from vlmkit.registry import LLMFacts, VisionTowerFacts
-from vlmkit.scaling.laws import FloatArray
+from vlmkit.scaling import flops
+from vlmkit.scaling.budgets import Budget, Unit, format_amount
+from vlmkit.scaling.latency import LatencyTable
+from vlmkit.scaling.measurements import SizedLLM
+from vlmkit.scaling.workload import Workload
 
-FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
-
-_PREFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_BUDGET = re.compile(r"(?P<number>[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(?P<prefix>[KMGTPE]?)(?:FLOPS?)?", re.IGNORECASE)
-
-
-def prefill_flops(N: float, V: FloatOrArray, text_tokens: int) -> FloatOrArray:
-    """FLOPs of one prefill of the LLM, C = 2 N (Q + V) (arXiv 2411.03312).
-
-    ``N`` is in billions of parameters, ``V`` visual tokens, ``text_tokens`` is Q. The vision tower, the compressor and
-    the generated tokens are not in it.
-    """
-    return 2e9 * N * (text_tokens + V)
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPE_BYTES: Mapping[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
-class Transformer:
-    """What the FLOPs of a dense transformer depend on: its matrices and the width of its attention.
+class VisionSide:
+    """What stands before the language model: a tower at its image size, and a compressor of the registry.
 
-    FLOPs are those of torch's ``FlopCounterMode``: two for every multiplication and addition of a matrix product, with
-    the whole square of attention (no half for causal masks) and nothing for norms, activations and look-ups.
+    ``query`` says what a compressor that can read the question is told of it (see ``compressor.query``).
     """
 
-    matrix_weights: int
-    """Weights of the matrices in all layers; every token passes each once."""
-    layers: int
-    attention_width: int
-    """Heads times head size: the columns of all queries of a layer."""
+    tower: VisionTowerFacts
+    compressor: str
+    query: Literal["llm", "embed_mean", "none"] = "llm"
 
-    def forward_flops(self, tokens: FloatOrArray) -> FloatOrArray:
-        """One pass over a sequence of ``tokens``, which all attend to all."""
-        return 2 * self.matrix_weights * tokens + self._attention(tokens)
+    @classmethod
+    def of(cls, tower: str = "ViT-L-14-336", compressor: str = "avgpool", image_size: int | None = None) -> VisionSide:
+        """By registry names. Raises UserError for unknown ones, and for an image size that patches do not tile."""
+        facts = registry.vision_tower(tower)
+        if image_size is not None:
+            if image_size < 1 or image_size % facts.patch_size:
+                raise UserError(
+                    f"Images of {image_size} pixels do not divide into the patches of {facts.name}; give a multiple of "
+                    f"{facts.patch_size}."
+                )
+            facts = replace(facts, image_size=image_size)
+        return cls(facts, registry.compressor(compressor).name)
 
-    def backward_flops(self, tokens: FloatOrArray, trained_weights: int) -> FloatOrArray:
-        """Gradients of the input, through every layer, and of the ``trained_weights`` among the matrix weights.
+    @property
+    def conditioned(self) -> bool:
+        """Whether visual tokens are formed for a question."""
+        return registry.compressor(self.compressor).conditioned and self.query != "none"
 
-        A frozen model costs its matrices once more and its attention twice more; a trained one everything twice more.
+    def tower_for(self, visual_tokens: float) -> VisionTowerFacts:
+        """The tower as it is built for so many tokens: ``downsample`` shows it an image of so many patches.
+
+        Raises UserError if the image has fewer patches than that.
         """
-        return 2 * (self.matrix_weights + trained_weights) * tokens + 2 * self._attention(tokens)
+        if visual_tokens > self.tower.num_patches:
+            raise UserError(
+                f"{self.tower.name} makes {self.tower.num_patches} patches of an image of {self.tower.image_size} "
+                f"pixels, too few for {visual_tokens:g} visual tokens; take a larger --image-size or fewer tokens."
+            )
+        if self.compressor != "downsample":
+            return self.tower
+        return replace(self.tower, image_size=round(math.sqrt(visual_tokens)) * self.tower.patch_size)
 
-    def _attention(self, tokens: FloatOrArray) -> FloatOrArray:
-        """Queries with keys, and their weights with values."""
-        return 4 * self.layers * self.attention_width * tokens**2
-
-
-def decoder(facts: LLMFacts) -> Transformer:
-    """The layers of a registry's language model, without its vocabulary."""
-    queries, keys = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
-    layer = facts.hidden_size * (2 * queries + 2 * keys) + 3 * facts.hidden_size * facts.intermediate_size
-    return Transformer(facts.num_layers * layer, facts.num_layers, queries)
-
-
-def vocabulary_flops(facts: LLMFacts, positions: FloatOrArray) -> FloatOrArray:
-    """Logits at so many positions."""
-    return 2 * facts.vocab_size * facts.hidden_size * positions
-
-
-def tower_flops(facts: VisionTowerFacts, blocks: int | None = None) -> float:
-    """One image through a registry's ViT: patch embedding and its first ``blocks`` (default: all but the last, which is
-    what a VLM reads). Raises ValueError for a convnet, whose FLOPs its shape here does not tell."""
-    if facts.timm_network is not None:
-        raise ValueError(f"{facts.name} is a convnet; its FLOPs can only be counted on the network")
-    blocks = facts.layers - 1 if blocks is None else blocks
-    patches = (facts.image_size // facts.patch_size) ** 2
-    matrices = blocks * (4 * facts.width**2 + 2 * facts.width * int(facts.width * facts.mlp_ratio))
-    embedding = 2 * 3 * facts.patch_size**2 * facts.width * patches
-    return embedding + Transformer(matrices, blocks, facts.width).forward_flops(patches + 1.0)
+    def parts(self, llm: LLMFacts, visual_tokens: float) -> dict[str, flops.Part]:
+        """FLOPs for one image, and weights, of the tower and of the compressor with the projector."""
+        tower = self.tower_for(visual_tokens)
+        told = llm.hidden_size if self.conditioned else None
+        compressor = flops.compressor(self.compressor, tower, told, visual_tokens)
+        return {
+            "tower": flops.Part(flops.tower_flops(tower), tower.num_params),
+            "compressor": compressor + flops.projector(tower, llm.hidden_size, visual_tokens),
+        }
 
 
-def parse_budget(text: str) -> float:
-    """FLOPs from ``5e12``, ``5TFLOPs``, ``5 TFLOP`` or ``800GFLOPs`` (prefixes K M G T P E, any case).
+class CostModel(ABC):
+    """What an answer costs. ``name`` is what users call it, ``unit`` what it counts."""
 
-    Raises UserError for another unit, and for a budget that is zero, negative or not finite.
+    name: ClassVar[str]
+    unit: ClassVar[Unit]
+
+    @abstractmethod
+    def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
+        """The cost by part, in ``unit``; the parts add up to :meth:`cost`.
+
+        Raises UserError where the model cannot know: an LLM without a shape in the registry or without measured times,
+        more tokens than the image has patches, or a number of tokens outside what was measured.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What is counted and for which workload, in a few words for a note or an axis."""
+
+    def cost(self, llm: SizedLLM, visual_tokens: float) -> float:
+        """The whole cost in ``unit``. Raises UserError as :meth:`parts` does."""
+        return sum(self.parts(llm, visual_tokens).values())
+
+    def format(self, cost: float) -> str:
+        """A cost for a reader."""
+        return format_amount(cost, self.unit)
+
+
+@dataclass(frozen=True)
+class LLMCost(CostModel):
+    """``llm``: the paper's 2 N (Q + V) FLOPs of the prefill (arXiv 2411.03312), and nothing else.
+
+    N is the size the law uses: the one in the LLM's name for the published tables. Cached text is Q = 0.
     """
-    match = _BUDGET.fullmatch(text.strip())
-    if match is None:
-        raise UserError(f"The budget {text!r} is not a number of FLOPs; write it like 5e12 or 5TFLOPs.")
-    flops = float(match["number"]) * _PREFIXES[match["prefix"].upper()]
-    if not (math.isfinite(flops) and flops > 0):
-        raise UserError(f"The budget {text!r} must be a positive number of FLOPs, such as 5e12 or 5TFLOPs.")
-    return flops
+
+    workload: Workload
+    name = "llm"
+    unit = Unit.flops
+
+    def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
+        return {"prefill": flops.prefill_flops(llm.billions, visual_tokens, self.workload.prefilled_text)}
+
+    def describe(self) -> str:
+        return f"2N(Q + V) FLOPs of the LLM's prefill; {self.workload}"
 
 
-def format_flops(flops: float) -> str:
-    """FLOPs with three significant digits and a prefix: ``3.19 TFLOPs``."""
-    number, prefix = _scaled(flops, _PREFIXES)
-    return f"{number} {prefix}FLOPs"
+@dataclass(frozen=True)
+class FullCost(CostModel):
+    """``full``: all matrix products of one answer, from the shapes in the registry; FLOPs as torch counts them.
+
+    The tower and compressor for one image, the query pass of a compressor that is told the LLM's state of the question
+    (which is taken to be the whole text), the prefill with its attention and the logits of its last position, and the
+    tokens generated after the first. Cached text is neither read again nor asked of again, but attended to. Batching
+    changes nothing: an answer costs what it costs.
+    """
+
+    workload: Workload
+    vision: VisionSide
+    name = "full"
+    unit = Unit.flops
+
+    def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
+        facts, work = _shape_of(llm, self.name), self.workload
+        layers, logits = flops.decoder(facts), flops.vocabulary_flops(facts, 1)
+        cached = work.text_tokens if work.cached_text else 0
+        reads_question = self.vision.conditioned and self.vision.query == "llm"
+        steps, context = work.new_tokens - 1, work.text_tokens + visual_tokens
+        seen = {name: part.flops for name, part in self.vision.parts(facts, visual_tokens).items()}
+        return seen | {
+            "query pass": layers.forward_flops(work.prefilled_text) if reads_question else 0.0,
+            "prefill": layers.forward_flops(work.prefilled_text + visual_tokens, cached) + logits,
+            "decode": layers.decode_flops(steps, context) + steps * logits,
+        }
+
+    def describe(self) -> str:
+        return (
+            f"FLOPs of tower ({self.vision.tower.name}, {self.vision.tower.image_size} px), compressor "
+            f"({self.vision.compressor}) and LLM; {self.workload}"
+        )
 
 
-def format_params(count: float) -> str:
-    """A number of parameters as model names write it: ``1.8B``, ``35.2K``."""
-    return "".join(_scaled(count, {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}))
+@dataclass(frozen=True)
+class MemoryCost(CostModel):
+    """``memory``: bytes of all weights, and of the keys and values of every token of a batch of answers.
+
+    Activations and what libraries take for themselves are not in it.
+    """
+
+    workload: Workload
+    vision: VisionSide
+    dtype: Dtype = "bf16"
+    name = "memory"
+    unit = Unit.bytes
+
+    def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
+        facts, work, size = _shape_of(llm, self.name), self.workload, DTYPE_BYTES[self.dtype]
+        seen = {name: size * part.weights for name, part in self.vision.parts(facts, visual_tokens).items()}
+        # The last token generated is never read, so nothing of it is kept.
+        tokens = work.text_tokens + visual_tokens + work.new_tokens - 1
+        cache = size * flops.kv_cache_values(facts, tokens) * work.batch_size
+        return seen | {"llm": float(size * facts.num_params), "kv cache": cache}
+
+    def describe(self) -> str:
+        return f"bytes of weights and KV cache in {self.dtype}; {self.workload}"
 
 
-def _scaled(value: float, prefixes: Mapping[str, float]) -> tuple[str, str]:
-    """``value`` in the largest unit it fills, with three significant digits, and that unit's prefix."""
-    rounded = float(f"{value:.3g}")
-    prefix, size = max(
-        ((prefix, size) for prefix, size in prefixes.items() if size <= max(rounded, 1.0)), key=lambda unit: unit[1]
-    )
-    scaled = rounded / size
-    return (f"{scaled:.0f}" if scaled >= 100 else f"{scaled:.3g}"), prefix
+@dataclass(frozen=True)
+class LatencyCost(CostModel):
+    """``latency``: milliseconds from the image to the last token of an answer, as ``vlmkit bench`` measured them.
+
+    Between measured token counts of a measured LLM, times are interpolated linearly. Raises UserError on construction
+    if the table was measured for another workload; the number of new tokens is free, since a token's time is known.
+    """
+
+    table: LatencyTable
+    workload: Workload
+    name = "latency"
+    unit = Unit.milliseconds
+
+    def __post_init__(self) -> None:
+        self.table.check_workload(self.workload)
+
+    def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
+        times = self.table.milliseconds(llm.name, visual_tokens)
+        return times | {"decode": (self.workload.new_tokens - 1) * times["decode"]}
+
+    def describe(self) -> str:
+        return f"ms measured on {self.table.hardware} in {self.table.dtype} ({self.table.date}); {self.workload}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget under the cost model that spends it."""
+
+    model: CostModel
+    budget: Budget
+
+    def allows(self, llm: SizedLLM, visual_tokens: float) -> bool:
+        """Whether a choice stays within the budget. Raises UserError as the cost model does."""
+        return self.model.cost(llm, visual_tokens) <= self.budget.amount
+
+
+def limits(budgets: Mapping[Unit, Budget], models: Mapping[Unit, CostModel]) -> list[Limit]:
+    """Each budget under the model of its unit. Raises UserError for a unit that no model counts."""
+    for unit, budget in budgets.items():
+        if unit not in models:
+            hint = "; measure times with `vlmkit bench` and give --latency-table" if unit is Unit.milliseconds else ""
+            raise UserError(f"The budget {budget} needs a cost model that counts {unit.value}{hint}.")
+    return [Limit(models[unit], budget) for unit, budget in budgets.items()]
+
+
+def _shape_of(llm: SizedLLM, cost: str) -> LLMFacts:
+    if not registry.is_llm(llm.name):
+        raise UserError(
+            f"The cost model {cost} needs the shape of {llm.name}, which is no language model of the registry; "
+            "use --cost llm, or times measured by `vlmkit bench`."
+        )
+    return registry.llm(llm.name)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from vlmkit.errors import UserError
-from vlmkit.scaling.cost import format_flops, format_params, prefill_flops
+from vlmkit.scaling.budgets import format_flops, format_params
 from vlmkit.scaling.fit import Fit, fit_law
+from vlmkit.scaling.flops import prefill_flops
 from vlmkit.scaling.measurements import Measurement, Measurements, SizedLLM, load_published
 
 PUBLISHED_CANDIDATES = ("qwen1.5-0.5b", "qwen1.5-1.8b", "qwen1.5-4b", "qwen1.5-7b", "qwen1.5-14b")

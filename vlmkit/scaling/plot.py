@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlmkit.errors import UserError
-from vlmkit.scaling.cost import format_flops, prefill_flops
+from vlmkit.scaling.budgets import format_flops
+from vlmkit.scaling.flops import prefill_flops
 from vlmkit.scaling.frontier import FamilyAnswer, Frontier
 from vlmkit.scaling.measurements import SizedLLM
 

@@ -65,7 +65,7 @@ class Compressor(nn.Module, ABC):
     def __init__(self, shape: CompressorShape) -> None:
         super().__init__()
         self.shape = shape
-        self.levels = level_blocks(self.level_fractions, shape.vision_layers)
+        self.levels = registry.level_blocks(self.level_fractions, shape.vision_layers)
         for count in shape.counts:
             self.check_count(count)
         if len(shape.counts) > 1 and not self.elastic:
@@ -187,16 +187,6 @@ def check_at_most(count: int, limit: int, what: str) -> None:
         raise UserError(
             f"{count} visual tokens cannot be made of {limit} {what}; the legal counts are 1 to {limit}: choose one."
         )
-
-
-def level_blocks(fractions: tuple[float, ...], num_layers: int) -> tuple[int, ...]:
-    """Indices (from 0) of the blocks at these fractions of the depth, ascending.
-
-    The last block is never among them (its output feeds no patch feature in CLIP-style towers, see LLaVA's use of the
-    penultimate block); in a shallow tower, fractions that fall on one block count once.
-    """
-    after = {min(max(1, round(fraction * num_layers)), max(1, num_layers - 1)) for fraction in fractions}
-    return tuple(sorted(count - 1 for count in after))
 
 
 def cells(tokens: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:

@@ -8,8 +8,6 @@ from torch import nn
 from vlmkit.models.compressors.base import cells, num_heads
 
 NORM_EPS = 1e-6
-LEVEL_FRACTIONS = (12 / 24, 16 / 24, 22 / 24, 23 / 24)
-"""Depths of the levels: blocks 12, 16, 22 and 23 of CLIP ViT-L's 24."""
 
 
 class CellAttention(nn.Module):

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from vlmkit import registry
 from vlmkit.errors import UserError
 from vlmkit.models.compressors.base import Compressor, check_at_most
 from vlmkit.models.features import VisionFeatures
-
-CONTEXTUAL_FRACTION = 10 / 64
-"""Share of merged tokens: VisionZip's 54 and 10 of 64."""
 
 
 class Prune(Compressor):
@@ -55,7 +53,7 @@ class Prune(Compressor):
         if features.attention is None or features.keys is None:
             return self._finished(features.patches, num_visual_tokens)
         self.check_count(num_visual_tokens)
-        num_contextual = round(num_visual_tokens * CONTEXTUAL_FRACTION)
+        num_contextual = round(num_visual_tokens * registry.CONTEXTUAL_FRACTION)
         best = features.attention.topk(num_visual_tokens - num_contextual, dim=1).indices
         dominant = torch.zeros_like(features.attention, dtype=torch.bool).scatter_(1, best, True)
         # Indices, not masks: a plan counts this on tensors without numbers, where a mask selects an unknown number.

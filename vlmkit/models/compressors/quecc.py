@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vlmkit import registry
 from vlmkit.models.compressors.base import CompressorShape, FixedCells, cells, truncated_normal
-from vlmkit.models.compressors.cell_attention import LEVEL_FRACTIONS, NORM_EPS, CellAttention, normed_mlp
+from vlmkit.models.compressors.cell_attention import NORM_EPS, CellAttention, normed_mlp
 from vlmkit.models.features import VisionFeatures
 
 
@@ -24,7 +25,7 @@ class QueCC(FixedCells):
     """
 
     requires = frozenset({"patches", "levels"})
-    level_fractions = LEVEL_FRACTIONS
+    level_fractions = registry.PAPER_LEVELS
     reads_question = True
 
     def __init__(self, shape: CompressorShape) -> None:

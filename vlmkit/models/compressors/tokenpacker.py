@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vlmkit import registry
 from vlmkit.models.compressors.base import Compressor, CompressorShape, cell_side, truncated_normal
-from vlmkit.models.compressors.cell_attention import LEVEL_FRACTIONS, NORM_EPS, CellAttention
+from vlmkit.models.compressors.cell_attention import NORM_EPS, CellAttention
 from vlmkit.models.features import VisionFeatures
 
 
@@ -20,7 +21,7 @@ class TokenPacker(Compressor):
     """
 
     requires = frozenset({"patches", "levels"})
-    level_fractions = LEVEL_FRACTIONS
+    level_fractions = registry.PAPER_LEVELS
     elastic = True
 
     def __init__(self, shape: CompressorShape) -> None:

@@ -30,13 +30,13 @@ def missing_means(records: Iterable[tuple[Path, Mapping[str, Any], int]]) -> dic
         if not lacking or not (complete or begun):
             continue
         models = "; ".join(f"{run} at {tokens} visual tokens {words}" for (run, tokens), words in lacking.items())
-        reason = f"its mean is over {len(members.benchmarks)} benchmarks, and {models}"
+        reason = f"the mean is over {len(members.benchmarks)} benchmarks, and {models}"
         if complete:
             raise UserError(
                 f"The {members.name} scores of some runs are missing: {reason}; evaluate all on all of them "
                 "(`vlmkit eval RUN --tasks ...`), or give the other runs alone."
             )
-        missing[members.name] = f"{reason}."
+        missing[members.name] = f"{reason[0].upper()}{reason[1:]}."
     return missing
 
 

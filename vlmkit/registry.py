@@ -345,7 +345,7 @@ _BENCHMARKS = [
     BenchmarkFacts("docvqa", "vlm", ("ocr",), "anls", "scanned documents; val"),
     BenchmarkFacts("infovqa", "vlm", ("ocr",), "anls", "infographics; val"),
     BenchmarkFacts("ocrbench", "vlm", ("ocr",), "accuracy", "a thousand questions on text in images"),
-    BenchmarkFacts("coco_captions", "vlm", (), "cider_over_10", "COCO captions, Karpathy's test split"),
+    BenchmarkFacts("coco_captions", "vlm", (), "cider", "COCO captions, Karpathy's test split"),
 ]
 
 _BENCHMARK_SETS = [

@@ -97,7 +97,7 @@ def _evaluate_vlm(
 
 def _open_benchmark(task: str, settings: EvalSettings) -> Benchmark:
     """The benchmark, scored as asked for, or as its authors do if it has no such rule."""
-    benchmark = open_benchmark(task)
+    benchmark = open_benchmark(task, settings.data_dir)
     return replace(benchmark, scoring=variant_of(benchmark.name, settings.scoring))
 
 

@@ -341,3 +341,12 @@ def test_answers_end_at_the_end_token(trained: tuple[VLM, ConversationEncoder]) 
     colours = [record.prediction for record in outcome.records if record.family == "attribute"]
     assert all(len(prediction.split()) == 1 for prediction in colours)
     assert not any(token in prediction for prediction in colours for token in encoder.tokenizer.all_special_tokens)
+
+
+def test_a_benchmark_says_how_long_answers_may_be(trained: tuple[VLM, ConversationEncoder]) -> None:
+    vlm, encoder = trained
+    short = replace(flags_benchmark(Flags(PAIRS[:2])), max_new_tokens=1)
+    whole = flags_benchmark(Flags(PAIRS[:2]))
+    told, untold = (run(vlm, encoder, benchmark, max_new_tokens=8).records for benchmark in (short, whole))
+    assert all(len(record.prediction.split()) <= 1 for record in told)
+    assert any(len(record.prediction.split()) > 1 for record in untold)

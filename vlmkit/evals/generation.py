@@ -53,8 +53,11 @@ class Answerer(Protocol):
         """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor."""
         ...
 
-    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
-        """The answers, one list an item, in the order given; each depends on its own prompt and images only."""
+    def answer(self, window: Sequence[ImagePrompts], max_new_tokens: int | None = None) -> list[list[str]]:
+        """The answers, one list an item, in the order given; each depends on its own prompt and images only.
+
+        ``max_new_tokens`` is the room for one (None: the answerer's own).
+        """
         ...
 
 
@@ -124,10 +127,16 @@ class GreedyAnswerer:
         }
 
     @torch.inference_mode()
-    def answer(self, window: Sequence[ImagePrompts], streamer: BaseStreamer | None = None) -> list[list[str]]:
+    def answer(
+        self,
+        window: Sequence[ImagePrompts],
+        max_new_tokens: int | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[str]]:
         """The decoded answers, stripped and without special tokens, one list an item, in the order given.
 
-        ``streamer`` hears the tokens of a single prompt as they are generated.
+        ``max_new_tokens`` is the room for one (None: the answerer's own). ``streamer`` hears the tokens of
+        a single prompt as they are generated.
         """
         features = self._features([image for item in window for image in item.images])
         requests: list[_Request] = []
@@ -139,7 +148,9 @@ class GreedyAnswerer:
                 for prompt in item.prompts
             ]
             first_image += num_images
-        flat = iter(self._answers(requests, features, {"streamer": streamer} if streamer else {}))
+        given = {"max_new_tokens": max_new_tokens, "streamer": streamer}
+        generation = {**self._generation, **{name: value for name, value in given.items() if value is not None}}
+        flat = iter(self._answers(requests, features, generation))
         return [[next(flat) for _ in item.prompts] for item in window]
 
     @torch.inference_mode()
@@ -207,7 +218,7 @@ class GreedyAnswerer:
             mask = torch.cat([torch.ones(rows, len(known), dtype=mask.dtype), mask], dim=1)
             generation = {**generation, **prefix.continued(self.vlm.language_model, rows)}
         inputs = self._inputs(requests, features, ids, mask)
-        return self.vlm.generate(**inputs, **self._generation, **generation)
+        return self.vlm.generate(**inputs, **generation)
 
     def _score(self, requests: Sequence[_Request], features: torch.Tensor | None) -> Iterator[Likelihood]:
         ids, mask = _padded([request.prompt.ids for request in requests], self._pad, "left")

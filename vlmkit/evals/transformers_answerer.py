@@ -77,16 +77,18 @@ class TransformersAnswerer:
         }
 
     @torch.inference_mode()
-    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
+    def answer(self, window: Sequence[ImagePrompts], max_new_tokens: int | None = None) -> list[list[str]]:
         """The decoded answers, stripped and without special tokens, one list an item, in the order given.
 
+        ``max_new_tokens`` is the room for one (None: the answerer's own).
         Raises UserError for a prompt whose places for images are not as many as its images.
         """
         requests = [self._request(item, prompt) for item in window for prompt in item.prompts]
+        room = max_new_tokens or self.max_new_tokens
         answers = [""] * len(requests)
         for chosen in self._batches(requests):
             inputs = self._read([requests[index].conversation for index in chosen])
-            generated = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens)  # type: ignore[operator]
+            generated = self.model.generate(**inputs, max_new_tokens=room)  # type: ignore[operator]
             new = _behind(inputs["input_ids"], generated)
             texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):

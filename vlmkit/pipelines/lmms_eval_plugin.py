@@ -76,12 +76,9 @@ class VLMKit(lmms):
             by_room.setdefault(_room(request.args[1]), []).append(index)
         answers = [""] * len(requests)
         for room, indices in by_room.items():
-            answerer = GreedyAnswerer(
-                self._answerer.vlm, self._answerer.encoder, batch_size=self.batch_size, max_new_tokens=room
-            )
             for chosen in self._windows(indices):
                 window = [self._prompt(requests[index]) for index in chosen]
-                for index, (text,) in zip(chosen, answerer.answer(window), strict=True):
+                for index, (text,) in zip(chosen, self._answerer.answer(window, room), strict=True):
                     answers[index] = _until(text, requests[index].args[1])
         return answers
 

@@ -46,7 +46,8 @@ SampleT = TypeVar("SampleT", bound=ConversationSample)
 class Benchmark(Generic[SampleT]):
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared. ``max_new_tokens`` is the
+    room for an answer (None: that of short ones, as the answerer has it).
     """
 
     name: str
@@ -54,3 +55,4 @@ class Benchmark(Generic[SampleT]):
     questions: Callable[[SampleT], Sequence[Question]]
     rule: ScoringRule
     scoring: Scoring = "official"
+    max_new_tokens: int | None = None

@@ -48,4 +48,5 @@ COCO_CAPTIONS = TableBenchmark(
     image_url=image_url,
     questions=questions,
     rule=coco_captions,
+    max_new_tokens=64,
 )

@@ -29,4 +29,5 @@ MATHVISTA = TableBenchmark(
     identity="pid",
     questions=questions,
     rule=mathvista,
+    max_new_tokens=256,
 )

@@ -48,4 +48,5 @@ MMMU = TableBenchmark(
     images=images,
     questions=questions,
     rule=mmmu,
+    max_new_tokens=128,
 )

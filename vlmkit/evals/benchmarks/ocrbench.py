@@ -24,4 +24,5 @@ OCRBENCH = TableBenchmark(
     columns=("question", "answer", "dataset", "question_type"),
     questions=questions,
     rule=ocrbench,
+    max_new_tokens=128,
 )

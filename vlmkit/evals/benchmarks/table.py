@@ -52,7 +52,8 @@ class TableBenchmark:
     ``identity`` and the ``optional`` ones may be. ``questions`` makes the questions of a row, given the identity of its
     sample: the cell of the column ``identity``, else the number of the row. ``images`` chooses the image cells of a
     question, given both parts of its row: files as they are stored, paths, or lists of them. ``image_url`` is where
-    preparing fetches an image from that is no part of the data set, and the path it is put at.
+    preparing fetches an image from that is no part of the data set, and the path it is put at. ``max_new_tokens`` is
+    the room for an answer where the answerer's own is short.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TableBenchmark:
     images: Callable[[Row, Row], Sequence[Any]] = all_images
     join: Join | None = None
     image_url: Callable[[Row], tuple[str, str]] | None = None
+    max_new_tokens: int | None = None
 
     @property
     def configs(self) -> tuple[str | None, ...]:
@@ -80,7 +82,9 @@ class TableBenchmark:
         Raises UserError where they are missing, empty, lack columns, or are not the revision that was prepared.
         """
         location = find_data(self.name, self.hub_ids, self.split, self.configs, directory)
-        return Benchmark(self.name, TableSamples(self, location), _questions, self.rule)
+        return Benchmark(
+            self.name, TableSamples(self, location), _questions, self.rule, max_new_tokens=self.max_new_tokens
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _LOCAL = {"vision_tower.name": "ViT-L-14-336", "data.train": WORLD, "align_data.
 
 
 def slow_if_repeated(path: Path) -> object:
-    """Of the published VLMs one is planned with the fast tests; the settings of all are compared there. The two forms of
+    """Of the published VLMs one is planned with the fast tests; the settings of all are compared there. The forms of
     the frontier's study have the same models."""
     marks = [pytest.mark.slow] if path in (*PUBLISHED_VLMS[1:], ROOT / "study_frontier_long.yaml") else []
     return pytest.param(path, id=path.stem, marks=marks)

@@ -14,7 +14,8 @@ from vlmkit.cli.output import print_note, print_table, print_text
 
 if TYPE_CHECKING:
     from vlmkit.config import SweepRecipe
-    from vlmkit.pipelines.sweep_results import Law, SweepResults
+    from vlmkit.pipelines.series_law import Law
+    from vlmkit.pipelines.sweep_results import SweepResults
     from vlmkit.runs import ResultRow
 
 
@@ -75,8 +76,7 @@ def _print(results: SweepResults, laws: Sequence[Law]) -> None:
         print_table(title, table.columns, table.lines)
     for law in laws:
         if law.frontier:
-            table = law.table()
-            print_table(table.title, table.columns, table.lines, list(law.notes()))
+            print_table(law.table.title, law.table.columns, law.table.lines, list(law.notes()))
             print_note(f"Picture: {law.picture}")
         else:
             print_note(f"{law.series}: {next(law.notes())}")

@@ -12,8 +12,9 @@ from vlmkit.data.sources import open_conversations
 from vlmkit.errors import UserError
 from vlmkit.pipelines.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.grid import OnCell, run_grid
+from vlmkit.pipelines.series_law import Law
 from vlmkit.pipelines.slurm import write_array_script
-from vlmkit.pipelines.sweep_results import Law, SweepResults, unevaluated
+from vlmkit.pipelines.sweep_results import SweepResults, unevaluated
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.runs import ResultRow, write_atomically
 from vlmkit.training.metrics import Progress

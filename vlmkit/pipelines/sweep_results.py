@@ -5,24 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from vlmkit import registry
 from vlmkit.config import SweepRecipe, VLMRecipe
-from vlmkit.errors import UserError
 from vlmkit.pipelines.grid import scores
 from vlmkit.pipelines.score_tables import Table, scores_over_seeds
-from vlmkit.runs import ResultRow, replacing, result_columns, write_atomically
-from vlmkit.scaling.bootstrap import Interval, residual_bootstrap
-from vlmkit.scaling.frontier import FamilyAnswer, Frontier, find_frontier
-from vlmkit.scaling.laws import FloatArray
-from vlmkit.scaling.measurements import load_measurements
-from vlmkit.scaling.plot import plot_frontier
+from vlmkit.pipelines.series_law import Law, fit_series
+from vlmkit.runs import ResultRow, result_columns, write_atomically
 
-_DRAWS = 400
 TABLE, REPORT = "results.csv", "sweep.md"
 
 
@@ -102,14 +96,9 @@ class SweepResults:
 
     def _law(self, series: str) -> Law:
         several = len(self.series) > 1
-        picture = self.out / (
-            f"frontier-{series.replace(', ', '-').replace(' ', '-')}.png" if several else "frontier.png"
-        )
-        try:
-            measurements = load_measurements([self.out / name for name in sorted(self.of(series))])
-            return Law(series, picture, find_frontier(measurements, text_tokens=self.recipe.text_tokens), "")
-        except UserError as error:
-            return Law(series, picture, None, str(error))
+        suffix = f"-{series.replace(', ', '-').replace(' ', '-')}" if several else ""
+        runs = [self.out / name for name in sorted(self.of(series))]
+        return fit_series(series, runs, self.recipe.text_tokens, self.out / f"frontier{suffix}.png")
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -125,65 +114,3 @@ class SweepResults:
             parts += [f"Law of `{law.series}`: error = A N^-alpha V^-beta + D", *law.paragraphs()]
         parts += ["Settings:", f"```yaml\n{self.recipe.to_yaml()}```"]
         return "\n\n".join(parts) + "\n"
-
-
-@dataclass(frozen=True)
-class Law:
-    """The law of a series with its frontier; without one, ``reason`` says what to measure."""
-
-    series: str
-    picture: Path
-    frontier: Frontier | None
-    reason: str
-
-    def draw(self) -> None:
-        """Draw the frontier into ``picture``; where there is none, no picture of an earlier one stays."""
-        if self.frontier is None:
-            self.picture.unlink(missing_ok=True)
-            return
-        with replacing(self.picture) as scratch:
-            plot_frontier(self.frontier, scratch)
-
-    def table(self) -> Table:
-        """Exponents by family with 95 % intervals (residual bootstrap), and V*: the number of visual tokens that would
-        be best if LLMs came in every size."""
-        columns = ["family", "alpha", "beta", "alpha / beta", "D", "V*", "points", "largest relative miss"]
-        answers = self.frontier.families if self.frontier else ()
-        return Table(f"{self.series}: law", columns, [self._line(answer) for answer in answers])
-
-    def _line(self, answer: FamilyAnswer) -> tuple[str, ...]:
-        assert self.frontier is not None
-        fit, law = answer.fit, answer.fit.law
-        draws = residual_bootstrap(fit, _DRAWS)
-        intervals = draws.parameters()
-        return (
-            answer.family,
-            _between(law.alpha, intervals["alpha"]),
-            _between(law.beta, intervals["beta"]),
-            _between(law.ratio(*fit.middle), draws.ratio()),
-            _between(law.floor or 0.0, intervals["D"]),
-            _between(answer.optimal_visual_tokens, draws.optimal_visual_tokens(self.frontier.text_tokens, fit.tokens)),
-            str(fit.num_points),
-            f"{fit.max_relative_error:.1%}",
-        )
-
-    def notes(self) -> Iterator[str]:
-        """What a reader must know of the law, in sentences."""
-        if self.frontier is None:
-            yield f"No law: {self.reason}"
-            return
-        yield "In brackets: 95 % intervals. V* is the best number of visual tokens if LLMs came in every size."
-        for answer in self.frontier.families:
-            yield from (f"{answer.family}: {note}" for note in answer.notes)
-        yield from (f"No law for {family}: {reason}" for family, reason in self.frontier.unfitted.items())
-
-    def paragraphs(self) -> Iterator[str]:
-        """The same for Markdown."""
-        if self.frontier is not None:
-            yield self.table().markdown()
-            yield f"![Error against cost]({self.picture.name})"
-        yield from self.notes()
-
-
-def _between(value: float | FloatArray, interval: Interval | None) -> str:
-    return f"{float(value):.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")

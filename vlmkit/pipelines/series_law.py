@@ -64,7 +64,7 @@ class Law:
         if self.frontier is None:
             yield f"No law: {self.reason}"
             return
-        yield "In brackets: 95 % intervals (residual bootstrap). V*: the best number of tokens if LLMs came in every size."
+        yield "In brackets: 95 % intervals (residual bootstrap). V*: the best token count if LLMs came in every size."
         for answer in self.frontier.families:
             yield from (f"{answer.family}: {note}" for note in answer.notes)
         yield from (f"No law for {family}: {reason}" for family, reason in self.frontier.unfitted.items())

@@ -62,8 +62,9 @@ def test_probability_is_among_what_the_budget_allows():
     assert [choice.probability for choice in found.choices] == [1, 0]
 
 
-def test_equal_errors_are_ordered_by_cost():
+def test_equal_errors_are_ordered_by_cost_and_equally_good():
     found = ask(counts=(16, 1))
+    assert [choice.probability for choice in found.choices] == [0.75, 0.75, 0.25, 0.25, 0, 0]
     assert [(choice.llm.name, choice.visual_tokens) for choice in found.choices[:2]] == [("m4", 1), ("m4", 16)]
 
 

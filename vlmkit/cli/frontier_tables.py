@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmkit.cli.options import Format
-from vlmkit.cli.output import print_csv, print_json, print_markdown, print_note, print_table
+from vlmkit.cli.output import print_csv, print_json, print_markdown, print_note, print_table, print_text
 from vlmkit.scaling.answer import Answer, Choice
 from vlmkit.scaling.bootstrap import Interval
 from vlmkit.scaling.budgets import format_flops, format_params
@@ -33,6 +33,8 @@ def print_frontier(frontier: Frontier, top: int, form: Format) -> None:
         else:
             for answer in frontier.answers:
                 title, columns, rows, notes = _table(answer, frontier, top)
+                if show is print_table and answer is not frontier.answers[0]:
+                    print_text("")
                 show(title, columns, rows, [*notes, *(_common(frontier) if answer is frontier.answers[-1] else ())])
     for name, reason in frontier.unanswered.items():
         print_note(f"No answer for {name}: {reason}")
@@ -102,12 +104,14 @@ def _optimum(optimum: Optimum, text_tokens: int) -> str:
 def _formula(family: FamilyLaw) -> str:
     fit, law = family.fit, family.fit.law
     weighted = ", points weighted by their standard errors" if family.weighted else ""
-    interval = f" ({_between(family.bootstrap.ratio(LEVEL), '.2f')})" if family.bootstrap else ""
+    interval = f" ({_between(family.bootstrap.ratio(LEVEL), '.2f')}" if family.bootstrap else ""
+    if interval and family.ratio_by_size:
+        interval += "; redrawing LLMs: {:.2f} to {:.2f}".format(*family.ratio_by_size)
     misses = [f"{fit.max_relative_error:.1%} at its {fit.num_points} points"]
     misses += [f"{errors.largest:.1%} at {_AXES[axis]} left out" for axis, errors in family.left_out.items()]
     return (
         f"Law: error = {law.formula()} (N in billions{weighted}); alpha/beta {float(law.ratio(*fit.middle)):.2f}"
-        f"{interval}. It misses by up to {', '.join(misses)}."
+        f"{interval and interval + ')'}. It misses by up to {', '.join(misses)}."
     )
 
 
@@ -117,14 +121,16 @@ def _between(interval: Interval, form: str) -> str:
 
 def _common(frontier: Frontier) -> list[str]:
     """What holds for all answers."""
-    costs = [f"Cost {model.name}: {model.describe()}." for model in frontier.pricing.models]
+    models = [model for answer in frontier.answers for model in answer.pricing.models]
+    costs = list(dict.fromkeys(f"Cost {model.name}: {model.describe()}." for model in models))
     if all(choice.probability is None for answer in frontier.answers for choice in answer.choices):
         return [*costs, _BASES[frontier.basis]]
-    share = "best in: in so many of them a choice has the least error of all"
+    draws = f"95%: of {DRAWS} bootstrap draws, if the law's form is right"
     if frontier.question.target_error is not None:
-        share = "reaches: in so many of them a choice reaches the error"
-    draws = f"95%: of {DRAWS} bootstrap draws, if the law's form is right; {share}."
-    return [*costs, draws, _BASES[frontier.basis]]
+        draws += "; reaches: in so many of them a choice reaches the error"
+    elif not frontier.asks_for_range:
+        draws += "; best in: in so many of them no choice has a smaller error"
+    return [*costs, f"{draws}.", _BASES[frontier.basis]]
 
 
 def _range(frontier: Frontier) -> tuple[str, list[str], list[list[Any]], list[str]]:

@@ -26,8 +26,8 @@ class Choice:
     """A candidate and its predicted error.
 
     ``interval`` is that of the law's prediction, 95 %. ``behind`` says by which fraction its error (with a target: its
-    cost) exceeds that of the best. ``probability`` is the share of bootstrap draws in which it has the least error of
-    all choices (with a target: in which it reaches the target). Both intervals and probabilities are None without a
+    cost) exceeds that of the best. ``probability`` is the share of bootstrap draws in which no choice has
+    a smaller error (with a target: in which it reaches the target). Both intervals and probabilities are None without a
     bootstrap. ``extrapolated`` names what lies outside the measurements: ``size``, ``tokens``.
     """
 
@@ -117,6 +117,7 @@ def _law_json(family: FamilyLaw) -> dict[str, Any]:
             "intervals": family.bootstrap and family.bootstrap.parameters(LEVEL),
             "ratio": float(law.ratio(*fit.middle)),
             "ratio_interval": family.bootstrap and family.bootstrap.ratio(LEVEL),
+            "ratio_interval_by_size": family.ratio_by_size,
             "max_relative_error": fit.max_relative_error,
             "left_out": {axis: left.largest for axis, left in family.left_out.items()},
             "at_bound": list(fit.at_bound),
@@ -174,7 +175,7 @@ def answer(
     )
     counts = [*law.counts, *(candidate.visual_tokens for candidate in candidates)]
     optimum = law.optimum(pricing.workload.prefilled_text, (min(counts), max(counts)), pricing.prefill_budget)
-    found = (*_agreement(law, choices, target), *_extrapolations(law, choices), *notes)
+    found = (*_agreement(law, choices, target, bool(pricing.limits)), *_extrapolations(law, choices), *notes)
     return Answer(law, pricing, target, tuple(candidates), choices, optimum, found)
 
 
@@ -182,9 +183,8 @@ def _by_draws(drawn: FloatArray | None, target: float | None) -> tuple[FloatArra
     """Of errors [draws, k]: probabilities, low and high ends [k]."""
     if drawn is None:
         return np.empty(0), np.empty(0), np.empty(0)
-    num_draws, num_choices = drawn.shape
     if target is None:
-        probabilities = np.bincount(drawn.argmin(1), minlength=num_choices) / num_draws
+        probabilities = (drawn == drawn.min(1, keepdims=True)).mean(0)
     else:
         probabilities = (drawn <= target).mean(0)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="inverted_cdf")
@@ -199,14 +199,14 @@ def _extrapolated(law: Predictor, candidate: Candidate) -> tuple[str, ...]:
     return tuple(axis for axis, is_inside in inside.items() if not is_inside)
 
 
-def _agreement(law: Predictor, choices: Sequence[Choice], target: float | None) -> list[str]:
+def _agreement(law: Predictor, choices: Sequence[Choice], target: float | None, limited: bool) -> list[str]:
     """Which other choices the law cannot tell from the best, and what Huber's loss says."""
     if not isinstance(law, FamilyLaw):
         return []
     notes = []
     worst, best = law.fit.max_relative_error, choices[0]
     ties = sum(choice.error <= best.error * (1 + worst) for choice in choices[1:])
-    if ties and target is None:
+    if ties and limited and target is None:
         notes.append(
             f"{ties} other choice{'s are' if ties > 1 else ' is'} predicted within {worst:.1%} of the best, by which "
             "the law misses measured points: treat them as equal."

@@ -147,7 +147,7 @@ def name_llms(measurements: Measurements, names: Iterable[str]) -> list[SizedLLM
         known = name in measured or registry.is_llm(name)
         members = [name] if known else families.get(name.lower(), [])
         if not members:
-            options = [*measured, *registry.LLMS, *families]
+            options = sorted({*measured, *registry.LLMS, *families})
             near = difflib.get_close_matches(name.lower(), options, n=3, cutoff=0.4) or sorted(families)
             raise UserError(
                 f"There is no language model or family of them named {name!r}; did you mean {', '.join(near)}? "

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from vlmkit.errors import UserError
-from vlmkit.scaling.bootstrap import Bootstrap, Interval, residual_bootstrap
+from vlmkit.scaling.bootstrap import Bootstrap, Interval, residual_bootstrap, size_bootstrap
 from vlmkit.scaling.fit import Fit, Loss, fit_law
 from vlmkit.scaling.identifiability import profile_floor
 from vlmkit.scaling.laws import FloatArray, FormName
@@ -128,6 +128,14 @@ class FamilyLaw:
         axes: tuple[Literal["size", "tokens"], ...] = ("size", "tokens")
         found = {axis: leave_one_out(self.fit, axis) for axis in axes}
         return {axis: errors for axis, errors in found.items() if errors}
+
+    @cached_property
+    def ratio_by_size(self) -> Interval | None:
+        """The interval of alpha/beta if whole LLMs are redrawn; None for fewer than four sizes."""
+        try:
+            return size_bootstrap(self.fit, DRAWS).ratio(LEVEL)
+        except UserError:
+            return None
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def _draw(axes: Axes, answer: Answer, styles: Mapping[SizedLLM, tuple[str, str]]
         _draw_choice(axes, answer)
         title += f": {answer.best.llm.name}, {answer.best.visual_tokens} tokens"
     axes.set_title(title, size=11, weight="bold")
-    axes.set_xlabel(textwrap.fill(answer.pricing.primary.describe(), 64), size=9)
+    axes.set_xlabel(textwrap.fill(answer.pricing.primary.describe(), 72), size=8.5)
     axes.set_ylabel("error (1 - score)")
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -75,6 +75,7 @@ def run_benchmark(
         "limit": limit,
         "num_samples": num_samples,
         "batch_size": answerer.batch_size,
+        "max_new_tokens": benchmark.max_new_tokens,
         "model": facts,
         "identity": identity,
         "vlmkit": vlmkit.__version__,
@@ -171,7 +172,8 @@ def _answer_window(answerer: Answerer, benchmark: Benchmark, number: int, indice
             loaded.append(_load(benchmark, answerer.transform, index))
         except BadSample as error:
             skipped.append(f"sample {index}: {error}")
-    texts = iter(answerer.answer([item.prompts for item in loaded if item.prompts]) if loaded else [])
+    prompts = [item.prompts for item in loaded if item.prompts]
+    texts = iter(answerer.answer(prompts, benchmark.max_new_tokens) if loaded else [])
     seconds = (perf_counter() - start) / max(1, sum(len(item.questions) for item in loaded))
     answers = [
         Answer(question, text, item.group, item.error, seconds)

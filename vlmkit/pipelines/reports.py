@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from vlmkit.evals.scoring.case import Scoring
@@ -13,7 +14,9 @@ from vlmkit.runs import ResultRow
 @dataclass(frozen=True)
 class EvalSettings:
     """What to evaluate on: sources of a tower's tasks (None: the embedded world), samples at most, batch, device, a
-    VLM's numbers of visual tokens (none: the most that it serves), and whose rules score its answers."""
+    VLM's numbers of visual tokens (none: the most that it serves), whose rules score its answers, where the results of
+    a model go that is no run (None: to a directory of its name in ``runs``), and the folder of its benchmarks' data
+    (None: the cache)."""
 
     train_data: str | None = None
     test_data: str | None = None
@@ -22,6 +25,8 @@ class EvalSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     tokens: tuple[int, ...] = ()
     scoring: Scoring = "official"
+    out: Path | None = None
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)

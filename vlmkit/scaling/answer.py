@@ -183,12 +183,9 @@ def _by_draws(drawn: FloatArray | None, target: float | None) -> tuple[FloatArra
     """Of errors [draws, k]: probabilities, low and high ends [k]."""
     if drawn is None:
         return np.empty(0), np.empty(0), np.empty(0)
-    if target is None:
-        probabilities = (drawn == drawn.min(1, keepdims=True)).mean(0)
-    else:
-        probabilities = (drawn <= target).mean(0)
+    met = drawn == drawn.min(1, keepdims=True) if target is None else drawn <= target
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="inverted_cdf")
-    return probabilities, low, high
+    return met.mean(0), low, high
 
 
 def _extrapolated(law: Predictor, candidate: Candidate) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample
@@ -38,15 +39,20 @@ class Question:
         }
 
 
+SampleT = TypeVar("SampleT", bound=ConversationSample)
+
+
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Generic[SampleT]):
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared. ``max_new_tokens`` is the
+    room for an answer (None: that of short ones, as the answerer has it).
     """
 
     name: str
-    samples: Source[ConversationSample]
-    questions: Callable[[ConversationSample], Sequence[Question]]
+    samples: Source[SampleT]
+    questions: Callable[[SampleT], Sequence[Question]]
     rule: ScoringRule
     scoring: Scoring = "official"
+    max_new_tokens: int | None = None

@@ -10,13 +10,15 @@ from pathlib import Path
 from vlmkit.errors import UserError
 from vlmkit.pipelines.score_tables import Table
 from vlmkit.runs import replacing
-from vlmkit.scaling.bootstrap import Interval, residual_bootstrap
-from vlmkit.scaling.frontier import FamilyAnswer, Frontier, find_frontier
+from vlmkit.scaling.answer import Answer
+from vlmkit.scaling.bootstrap import Interval
+from vlmkit.scaling.candidates import Pricing
+from vlmkit.scaling.family_law import FamilyLaw
+from vlmkit.scaling.frontier import Frontier, Question, find_frontier
 from vlmkit.scaling.laws import FloatArray
 from vlmkit.scaling.measurements import load_measurements
 from vlmkit.scaling.plot import plot_frontier
-
-_DRAWS = 400
+from vlmkit.scaling.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,8 @@ class Law:
     def table(self) -> Table:
         """The law's numbers by family, with intervals."""
         columns = ["family", "alpha", "beta", "alpha / beta", "D", "V*", "points", "largest relative miss"]
-        answers = self.frontier.families if self.frontier else ()
-        return Table(f"{self.series}: law", columns, [self._line(answer) for answer in answers])
-
-    def _line(self, answer: FamilyAnswer) -> tuple[str, ...]:
-        assert self.frontier is not None
-        fit, law = answer.fit, answer.fit.law
-        draws = residual_bootstrap(fit, _DRAWS)
-        intervals = draws.parameters()
-        return (
-            answer.family,
-            _between(law.alpha, intervals["alpha"]),
-            _between(law.beta, intervals["beta"]),
-            _between(law.ratio(*fit.middle), draws.ratio()),
-            _between(law.floor or 0.0, intervals["D"]),
-            _between(answer.optimal_visual_tokens, draws.optimal_visual_tokens(self.frontier.text_tokens, fit.tokens)),
-            str(fit.num_points),
-            f"{fit.max_relative_error:.1%}",
-        )
+        answers = self.frontier.answers if self.frontier else ()
+        return Table(f"{self.series}: law", columns, [_line(answer) for answer in answers])
 
     def notes(self) -> Iterator[str]:
         """What a reader must know of the law, in sentences."""
@@ -65,9 +51,10 @@ class Law:
             yield f"No law: {self.reason}"
             return
         yield "In brackets: 95 % intervals (residual bootstrap). V*: the best token count if LLMs came in every size."
-        for answer in self.frontier.families:
-            yield from (f"{answer.family}: {note}" for note in answer.notes)
-        yield from (f"No law for {family}: {reason}" for family, reason in self.frontier.unfitted.items())
+        for answer in self.frontier.answers:
+            doubts = answer.law.doubts if isinstance(answer.law, FamilyLaw) else ()
+            yield from (f"{answer.name}: {note}" for note in (*doubts, *answer.notes))
+        yield from (f"No law for {family}: {reason}" for family, reason in self.frontier.unanswered.items())
 
     def paragraphs(self) -> Iterator[str]:
         """The same for Markdown."""
@@ -79,10 +66,28 @@ class Law:
 
 def fit_series(series: str, runs: Sequence[Path], text_tokens: int, picture: Path) -> Law:
     """Fit a law to each family of evaluated runs; where none can be identified, the reason says what to measure."""
+    question = Question(Pricing(workload=Workload(text_tokens=text_tokens)))
     try:
-        return Law(series, picture, find_frontier(load_measurements(runs), text_tokens=text_tokens), "")
+        return Law(series, picture, find_frontier(load_measurements(runs), question), "")
     except UserError as error:
         return Law(series, picture, None, str(error))
+
+
+def _line(answer: Answer) -> tuple[str, ...]:
+    family, optimum = answer.law, answer.optimum
+    assert isinstance(family, FamilyLaw) and family.bootstrap and optimum, "a product law of enough points for one"
+    fit, law, draws = family.fit, family.fit.law, family.bootstrap
+    intervals = draws.parameters()
+    return (
+        answer.name,
+        _between(law.alpha, intervals["alpha"]),
+        _between(law.beta, intervals["beta"]),
+        _between(law.ratio(*fit.middle), draws.ratio()),
+        _between(law.floor or 0.0, intervals["D"]),
+        _between(optimum.visual_tokens, optimum.interval),
+        str(fit.num_points),
+        f"{fit.max_relative_error:.1%}",
+    )
 
 
 def _between(value: float | FloatArray, interval: Interval | None) -> str:

@@ -91,3 +91,10 @@ def test_every_kind_of_model_has_an_entry_that_needs_no_download() -> None:
     assert any(facts.embedded for facts in registry.LLMS.values())
     sizes = [registry.llm(name).num_params_non_embedding for name in ("nano", "micro", "tiny", "small")]
     assert sizes == sorted(sizes) and sizes[0] > 20_000
+
+
+def test_every_set_of_benchmarks_names_benchmarks_that_count_themselves_to_it() -> None:
+    for name, found in registry.BENCHMARK_SETS.items():
+        members = {facts.name for facts in registry.BENCHMARKS.values() if name in facts.families}
+        assert set(found.benchmarks) == members - {"miniworld"}
+    assert len(registry.benchmark_set("reasoning").benchmarks) == 9

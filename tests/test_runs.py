@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from vlmkit.errors import UserError
 from vlmkit.recipe import load_recipe
-from vlmkit.runs import ResultRow, RunDirectory, is_run, open_model, write_atomically
+from vlmkit.runs import ResultRow, RunDirectory, files_stamp, is_run, open_model, write_atomically
 
 DATA = {"train": "abc"}
 
@@ -99,3 +100,14 @@ def test_atomic_writes_leave_no_scratch_files(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a" / "b.txt", "two")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
     assert (tmp_path / "a" / "b.txt").read_text() == "two"
+
+
+def test_the_stamp_of_a_model_tells_when_a_file_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    before = files_stamp(tmp_path)
+    (tmp_path / "results.jsonl").write_text("{}")
+    (tmp_path / "samples").mkdir()
+    assert files_stamp(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"others!")
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert files_stamp(tmp_path) != before

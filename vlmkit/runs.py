@@ -7,6 +7,7 @@ RUN/
   checkpoints/       step-00001234/ ...: training state, resumable
   model/             the finished model in the ecosystem's own layout; appears whole or not at all
   results.jsonl      one row per benchmark and family
+  samples/           what a VLM answered: one JSON line a question, and beside it what the answers are about
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,17 @@ from vlmkit.recipe import load_yaml, parse_recipe, resume_conflicts
 
 _PACKAGES = ("vlmkit", "torch", "torchvision", "transformers", "open_clip_torch", "numpy", "pillow", "scikit-learn")
 
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+
 
 @dataclass(frozen=True)
 class ResultRow:
     """One number of one evaluation, with everything ``frontier`` needs to know about the model behind it.
 
     ``value`` is in 0..1 (a tenth of CIDEr-D), higher is better; ``stderr`` is its standard error over ``num_samples``
-    samples. A row without ``family`` is another metric of a benchmark; no law is fitted to it. Rows of a tower leave
+    samples, and ``ci_low`` to ``ci_high`` its 95 % interval where one was computed; ``num_errors`` samples count as
+    wrong because they could not be shown. A row without ``family`` is another metric of a benchmark; no law is fitted
+    to it. A row with ``benchmarks``, names with commas between them, is the mean over that set. Rows of a tower leave
     the VLM's fields at None. ``data_revision`` and ``scoring`` say on what and how it was scored; ``variant`` tells
     rows of one benchmark apart (an attribute of a probe, the random tower beside it).
     ``query`` is what a compressor that can read the question was told of it (llm, embed_mean, none; see
@@ -50,8 +56,12 @@ class ResultRow:
     stderr: float
     data_revision: str
     scoring: str
+    ci_low: float | None = None
+    ci_high: float | None = None
+    num_errors: int = 0
     limit: int | None = None
     variant: str = ""
+    benchmarks: str = ""
     llm: str | None = None
     llm_params: int | None = None
     llm_params_non_embedding: int | None = None
@@ -227,6 +237,15 @@ def open_model(path: str | Path, command: str) -> Path:
     if not run.finished:
         raise UserError(f"The run {path} has not finished; resume it with `vlmkit {command} --resume {path}`.")
     return run.model_dir
+
+
+def files_stamp(directory: Path) -> str:
+    """A digest of a model's files by name, size and time, not content: it changes whenever one is written anew."""
+    digest = sha256()
+    for path in sorted(path for path in directory.iterdir() if path.suffix in _MODEL_FILES):
+        about = path.stat()
+        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def provenance(data: Mapping[str, str], hardware: Mapping[str, str | int]) -> dict[str, Any]:

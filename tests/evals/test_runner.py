@@ -21,8 +21,9 @@ from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark
 from vlmkit.evals.benchmarks.miniworld import questions
-from vlmkit.evals.generation import GreedyAnswerer
-from vlmkit.evals.runner import BenchmarkOutcome, SampleRecord, run_benchmark
+from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts, Likelihood
+from vlmkit.evals.records import SampleRecord
+from vlmkit.evals.runner import BenchmarkOutcome, run_benchmark
 from vlmkit.evals.scoring import exact_match
 from vlmkit.models.llm import load_llm
 from vlmkit.models.prompt_prefix import PromptPrefix
@@ -169,6 +170,63 @@ def test_answers_do_not_depend_on_the_batch_size(trained: tuple[VLM, Conversatio
     assert len({record.prediction for record in one_by_one.records}) > 3
 
 
+@torch.no_grad()
+def test_likelihoods_are_those_of_one_answer_at_a_time(trained: tuple[VLM, ConversationEncoder]) -> None:
+    """Whatever they are batched with; one at a time is right-padded by nothing and summed in float64."""
+    vlm, encoder = trained
+    source = Flags(PAIRS)
+    window = [
+        ImagePrompts("all", [image], [turn.question for turn in source[index].turns])
+        for index, image in enumerate(images(source))
+    ]
+    answers = [[turn.answer for turn in source[index].turns] for index in range(len(source))]
+    alone: list[Likelihood] = []
+    pixels = images(source)
+    for index, ids, labels, query in encoded(encoder, source):
+        tokens, asked = torch.tensor([ids]), torch.tensor([query])
+        logits = (
+            vlm(
+                tokens,
+                pixel_values=pixels[index : index + 1],
+                query_input_ids=asked,
+                query_attention_mask=torch.ones_like(asked),
+            )
+            .logits[0]
+            .double()
+        )
+        kept = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+        steps = [logits[place - 1].log_softmax(0) for place in kept]
+        scores = [float(step[ids[place]]) for step, place in zip(steps, kept, strict=True)]
+        greedy = all(int(step.argmax()) == ids[place] for step, place in zip(steps, kept, strict=True))
+        alone.append(Likelihood(sum(scores), len(kept), greedy))
+    for size in (3, 32):
+        answerer = GreedyAnswerer(vlm, encoder, batch_size=size)
+        scored = [one for of_item in answerer.likelihoods(window, answers) for one in of_item]
+        assert [(one.num_tokens, one.greedy) for one in scored] == [(one.num_tokens, one.greedy) for one in alone]
+        for one, expected in zip(scored, alone, strict=True):
+            assert one.log_probability == pytest.approx(expected.log_probability, rel=0, abs=1e-5)
+    generated = GreedyAnswerer(vlm, encoder, batch_size=32).answer(window)
+    same = [
+        text == answer
+        for texts, row in zip(generated, answers, strict=True)
+        for text, answer in zip(texts, row, strict=True)
+    ]
+    assert same == [one.greedy for one in alone] and 0 < sum(same) < len(same)
+
+
+def test_a_likelihood_is_of_the_last_answer_of_a_dialogue(trained: tuple[VLM, ConversationEncoder]) -> None:
+    vlm, encoder = trained
+    answerer = GreedyAnswerer(vlm, encoder, batch_size=2)
+    (pixels,) = images(Flags(PAIRS[:1]))
+    later = ImagePrompts("later", [pixels], ["read the sign"], [Turn("upper color", "red")])
+    texts = [ImagePrompts("text", [], ["upper color"]), later]
+    (asked,), (of_dialogue,) = answerer.likelihoods(texts, [["red"], ["r"]])
+    assert of_dialogue.num_tokens == len(encoder.tokenizer.tokenize("r")) + 1
+    for item, answer, together in ((texts[0], "red", asked), (later, "r", of_dialogue)):
+        ((alone,),) = answerer.likelihoods([item], [[answer]])
+        assert together.log_probability == pytest.approx(alone.log_probability, rel=0, abs=1e-5)
+
+
 @pytest.mark.parametrize("order", ["image_first", "text_first"])
 def test_answers_are_those_of_prompts_read_whole(
     trained: tuple[VLM, ConversationEncoder], order: Any, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +304,10 @@ def test_records_rows_and_progress(trained: tuple[VLM, ConversationEncoder], tmp
     right = [line["score"] for line in lines if line["family"] == "attribute"]
     assert (attribute.family, attribute.num_samples, ocr.family, ocr.num_samples) == ("attribute", 12, "ocr", 6)
     assert attribute.value == pytest.approx(sum(right) / 12)
-    assert attribute.stderr == pytest.approx((attribute.value * (1 - attribute.value) / 11) ** 0.5)
+    # Two questions about each of six images: the error is that of six sums of two.
+    sums = np.array(right).reshape(6, 2).sum(axis=1)
+    assert attribute.stderr == pytest.approx(6 * sums.std(ddof=1) / 6**0.5 / 12)
+    assert attribute.ci_low <= attribute.value <= attribute.ci_high and attribute.num_errors == 0
     assert (ocr.benchmark, ocr.metric, ocr.scoring, ocr.data_revision) == (
         "flags",
         "exact_match",
@@ -267,7 +328,7 @@ def test_unreadable_samples_are_counted_and_too_many_refused(
 ) -> None:
     vlm, encoder = trained
     outcome = run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2,))), max_new_tokens=1)
-    assert outcome.num_bad == 1 and len(outcome.records) == 33
+    assert len(outcome.skipped) == 1 and len(outcome.records) == 33
     path = tmp_path / "records.jsonl"
     with pytest.raises(UserError, match="2 of 12 samples cannot be read"):
         run(vlm, encoder, flags_benchmark(Flags(PAIRS, (2, 5))), max_new_tokens=1, records_path=path)
@@ -280,3 +341,12 @@ def test_answers_end_at_the_end_token(trained: tuple[VLM, ConversationEncoder]) 
     colours = [record.prediction for record in outcome.records if record.family == "attribute"]
     assert all(len(prediction.split()) == 1 for prediction in colours)
     assert not any(token in prediction for prediction in colours for token in encoder.tokenizer.all_special_tokens)
+
+
+def test_a_benchmark_says_how_long_answers_may_be(trained: tuple[VLM, ConversationEncoder]) -> None:
+    vlm, encoder = trained
+    short = replace(flags_benchmark(Flags(PAIRS[:2])), max_new_tokens=1)
+    whole = flags_benchmark(Flags(PAIRS[:2]))
+    told, untold = (run(vlm, encoder, benchmark, max_new_tokens=8).records for benchmark in (short, whole))
+    assert all(len(record.prediction.split()) <= 1 for record in told)
+    assert any(len(record.prediction.split()) > 1 for record in untold)

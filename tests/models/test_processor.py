@@ -132,6 +132,16 @@ def test_a_call_chooses_among_the_counts_that_are_served(elastic: tuple[Path, VL
         processor(images=image, text=text, num_visual_tokens=9)
 
 
+def test_options_of_the_tokenizer_may_stand_beside_the_others(saved: tuple[Path, VLM, PreTrainedTokenizerBase]) -> None:
+    processor = AutoProcessor.from_pretrained(saved[0])
+    texts = ["a", "a sign is red"]
+    left, right, nested = (
+        processor(text=texts, return_tensors="pt", **options)["attention_mask"][0].tolist()
+        for options in ({"padding": True}, {"padding_side": "right"}, {"text_kwargs": {"padding_side": "right"}})
+    )
+    assert left == right[::-1] and right == nested and left[0] == 0
+
+
 @pytest.mark.parametrize("order", ["image_first", "text_first"])
 def test_images_stand_where_their_parts_do(elastic: tuple[Path, VLM, PreTrainedTokenizerBase], order: str) -> None:
     directory, _, tokenizer = elastic

@@ -57,7 +57,7 @@ def test_evaluations_at_several_counts_stand_side_by_side(elastic_run: Path) -> 
     assert [{row.visual_tokens for row in report.rows} for report in reports] == [{1}, {4}, {16}]
     assert reports[2].rows == at_most.rows, "the same measurement replaces itself"
     assert len(run.results()) == 3 * len(at_most.rows)
-    assert {path.name for path in run.samples_dir.iterdir()} == {f"miniworld-{n}.jsonl" for n in (1, 4, 16)}
+    assert {path.name for path in run.samples_dir.glob("*.jsonl")} == {f"miniworld-{n}.jsonl" for n in (1, 4, 16)}
     measured = load_measurements([elastic_run])
     families = {row.family for row in at_most.rows}
     assert {(row.family, row.visual_tokens) for row in measured.rows} == {(f, n) for f in families for n in (1, 4, 16)}

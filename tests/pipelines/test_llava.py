@@ -90,14 +90,20 @@ def test_training_starts_from_a_llava_checkpoint(tmp_path: Path, monkeypatch: py
 def test_a_llava_checkpoint_is_evaluated_as_the_run_it_came_from(tmp_path: Path) -> None:
     full_grid_run(tmp_path / "run")
     export_run(tmp_path / "run", "llava", tmp_path / "llava")
-    tasks, settings = ["miniworld:test?scenes=4"], EvalSettings()
-    rows = [evaluate(tmp_path / name, tasks, settings)[0].rows for name in ("run", "llava")]
+    tasks, settings = ["miniworld:test?scenes=4"], EvalSettings(out=tmp_path / "out")
+    rows = [evaluate(tmp_path / "run", tasks, EvalSettings())[0].rows]
+    rows.append(evaluate(tmp_path / "llava", tasks, settings)[0].rows)
+    first, second = (
+        [json.loads(line)["prediction"] for line in lines.read_text().splitlines()]
+        for lines in (tmp_path / name / "samples" / "miniworld.jsonl" for name in ("run", "out"))
+    )
+    assert first == second and first
     assert [row.value for row in rows[0]] == [row.value for row in rows[1]]
     assert rows[1][0].llm == str(tmp_path / "llava") and rows[1][0].visual_tokens == PATCHES
     with pytest.raises(UserError, match="with --tasks"):
         evaluate(tmp_path / "llava", [], settings)
     with pytest.raises(UserError, match="not a run directory"):
-        evaluate(tmp_path, tasks, settings)
+        evaluate(tmp_path, tasks, EvalSettings())
 
 
 def test_a_llava_checkpoint_is_asked_as_the_run_it_came_from(

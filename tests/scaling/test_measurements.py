@@ -11,8 +11,10 @@ import pytest
 from vlmkit import registry
 from vlmkit.errors import UserError
 from vlmkit.runs import ResultRow
+from vlmkit.scaling.frontier import find_frontier
 from vlmkit.scaling.measurements import PUBLISHED, load_measurements, load_published
 
+REASONING = registry.BENCHMARK_SETS["reasoning"].benchmarks
 ROW = {
     "benchmark": "miniworld",
     "family": "reasoning",
@@ -87,10 +89,38 @@ def test_runs_are_read_with_their_non_embedding_sizes(tmp_path):
     assert list(alone.rows) == found.of("reasoning")[1:]
 
 
-def test_benchmarks_of_a_family_are_averaged_and_seeds_are_not(tmp_path):
-    run = write_run(tmp_path / "a", {"value": 0.5}, {"benchmark": "gqa", "value": 0.25})
-    other = write_run(tmp_path / "b", {"value": 0.75, "seed": 1}, {"benchmark": "gqa", "value": 0.5, "seed": 1})
-    assert [row.error for row in load_measurements([run, other]).rows] == [0.625, 0.375]
+def test_benchmarks_are_never_averaged_and_the_mean_of_a_set_bears_its_name(tmp_path):
+    run = write_run(tmp_path / "a", {"value": 0.5}, {"benchmark": "own", "value": 0.25})
+    found = load_measurements([run])
+    assert found.families == ["reasoning (miniworld)", "reasoning (own)"]
+    assert [row.error for row in found.rows] == [0.5, 0.75]
+    mean = {"benchmark": "reasoning", "metric": "mean", "benchmarks": ",".join(REASONING), "value": 0.125}
+    found = load_measurements([write_run(tmp_path / "b", {}, mean)])
+    assert [(row.family, row.error) for row in found.rows] == [("reasoning (miniworld)", 0.25), ("reasoning", 0.875)]
+
+
+def test_runs_with_the_mean_of_a_set_and_runs_without_are_no_measurements_together(tmp_path):
+    members = [{"benchmark": name, "family": name} for name in REASONING]
+    mean = {"benchmark": "reasoning", "metric": "mean", "benchmarks": ",".join(REASONING)}
+    whole = write_run(tmp_path / "whole", *members, mean)
+    part = write_run(tmp_path / "part", *({**member, "visual_tokens": 16} for member in members[2:]))
+    limits = [{**member, "visual_tokens": 1, "limit": number} for number, member in enumerate(members, 1)]
+    with pytest.raises(UserError) as refusal:
+        load_measurements([whole, part, write_run(tmp_path / "limits", *limits)])
+    assert f"{part} at 16 visual tokens lacks mme, gqa" in str(refusal.value)
+    assert f"{tmp_path / 'limits'} at 1 visual tokens has them with different scoring or --limit" in str(refusal.value)
+    assert "whole" not in str(refusal.value)
+    found = load_measurements([part])
+    assert "reasoning" not in found.families and "lacks mme, gqa." in found.missing["reasoning"]
+    assert load_measurements([whole]).missing == {}
+    with pytest.raises(UserError, match="mean is over 9 benchmarks"):
+        find_frontier(found)
+
+
+def test_of_two_scorings_of_a_run_the_official_one_counts(tmp_path):
+    rows = [{"scoring": "lmms-eval", "value": 0.1}, {"scoring": "official", "value": 0.5}]
+    for name, given in (("a", rows), ("b", rows[::-1])):
+        assert [row.error for row in load_measurements([write_run(tmp_path / name, *given)]).rows] == [0.5]
 
 
 def test_the_larger_of_two_evaluations_counts(tmp_path):
@@ -135,8 +165,9 @@ def test_bad_cells_are_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data_revision": "other"}, "evaluate all runs in the same way"),
-        ({"limit": 10}, "evaluate all runs in the same way"),
+        ({"data_revision": "other"}, "come from different data: evaluate all runs in the same way"),
+        ({"limit": 10}, "come from different --limit"),
+        ({"scoring": "lmms-eval"}, "come from different scoring"),
         ({"compressor": "quecc"}, "mix the compressors avgpool and quecc"),
         ({"query": "none"}, r"mix the compressors avgpool and avgpool \(query none\)"),
     ],

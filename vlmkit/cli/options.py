@@ -21,6 +21,22 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Format(str, Enum):
+    """How results are printed."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+class Scoring(str, Enum):
+    """Whose rule scores answers."""
+
+    official = "official"
+    lmms_eval = "lmms-eval"
+
+
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", "-r", help="YAML recipe; flags and --set override it.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: --set train.optim.lr=1e-3. Repeatable.")
@@ -29,6 +45,7 @@ OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Run directo
 ResumeOption = Annotated[Path | None, typer.Option("--resume", help="Go on with this run, by its own recipe.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print; csv and json hold all numbers.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and augmentation.")]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="Training data, KIND:WHERE like miniworld:train; kinds: vlmkit models.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -28,6 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
     On a narrow screen cells are broken into lines, but never those of the first column, which names the rows.
     """
+    columns, rows = _filled(columns, rows)
     table = Table(
         title=title,
         title_justify="left",
@@ -38,15 +40,35 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         pad_edge=False,
         show_edge=False,
     )
-    filled = [index for index in range(len(columns)) if not rows or any(row[index] not in (None, "") for row in rows)]
-    for index in filled:
+    for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(columns[index], justify="right" if numeric else "left", no_wrap=index == 0)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*("" if row[index] is None else str(row[index]) for index in filled))
+        table.add_row(*row)
     _out.print(table)
     for note in notes:
         _out.print(Text(f"  {note}", style="dim"))
+
+
+def print_markdown(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = ()
+) -> None:
+    """The same table in Markdown, with a heading and its notes as paragraphs."""
+    if _silent:
+        return
+    columns, rows = _filled(columns, rows)
+    lines = [columns, ["---"] * len(columns), *rows]
+    table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    sys.stdout.write("\n".join([f"## {title}\n", table, *(f"{note}\n" for note in notes)]) + "\n")
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows by column name as one CSV table; what a row does not have stays empty."""
+    if _silent:
+        return
+    writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def print_json(value: Any) -> None:
@@ -92,12 +114,19 @@ def print_run_summary(outcome: RunOutcome, next_step: str) -> None:
     print_text(next_step)
 
 
-def _is_number(cell: Any) -> bool:
-    text = str(cell).split(" ")[0].rstrip("%xKMGTB")
+def _filled(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that have content in some row, and the cells as text."""
+    filled = [index for index in range(len(columns)) if not rows or any(row[index] not in (None, "") for row in rows)]
+    cells = [["" if row[index] is None else str(row[index]) for index in filled] for row in rows]
+    return [columns[index] for index in filled], cells
+
+
+def _is_number(cell: str) -> bool:
+    text = cell.split(" ")[0].rstrip("%xKMGTB")
     try:
         float(text.replace(",", ""))
     except ValueError:
-        return cell is None
+        return not cell
     return True
 
 

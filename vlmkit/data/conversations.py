@@ -127,8 +127,25 @@ class ConversationEncoder:
         sample = ConversationSample(identifier, (b"",) * num_images, (*history, Turn(question, "")))
         text, _ = self._template.render(self._contents(list(sample.turns), sample)[:-1])
         ids = self._expand(self._backend.encode(text, add_special_tokens=False).ids)
-        asked = sample.turns[-1 if self.condition_on == "each" else 0]
-        return EncodedPrompt(ids, list(range(num_images)), self._query(asked, sample))
+        return EncodedPrompt(ids, list(range(num_images)), self._asked(sample))
+
+    def answered(
+        self,
+        question: str,
+        answer: str,
+        num_images: int = 1,
+        identifier: str = "prompt",
+        history: Sequence[Turn] = (),
+    ) -> tuple[EncodedPrompt, list[int]]:
+        """Such a question with its answer, whole, and the labels: IGNORE_INDEX except at the answer's tokens."""
+        sample = ConversationSample(identifier, (b"",) * num_images, (*history, Turn(question, answer)))
+        text, spans = self._render(self._contents(list(sample.turns), sample), sample)
+        (branch,) = self._branches([(text, spans[-1:])], 0, sample)
+        return EncodedPrompt(branch.ids, list(range(num_images)), self._asked(sample)), branch.labels
+
+    def _asked(self, sample: ConversationSample) -> list[int]:
+        """The question that visual tokens are formed for when the last one is answered."""
+        return self._query(sample.turns[-1 if self.condition_on == "each" else 0], sample)
 
     def _encode_each(self, sample: ConversationSample) -> list[EncodedSequence]:
         contents = self._contents(list(sample.turns), sample)

@@ -16,3 +16,9 @@ def check_readable(num_bad: int, num_samples: int) -> None:
             f"{num_bad} of {num_samples} samples cannot be read, more than {MAX_BAD_FRACTION:.0%}, so a score over the "
             "rest would be of another set; repair the data or leave the bad samples out of it."
         )
+
+
+def check_shown(num_errors: int, num_questions: int) -> None:
+    """Raise UserError if no question could be asked because no image decodes: that tells of the data, not the model."""
+    if num_errors and num_errors == num_questions:
+        raise UserError(f"None of the images of {num_questions} questions can be decoded; check where they come from.")

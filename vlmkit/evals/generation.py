@@ -3,12 +3,14 @@ prompts in batches of similar length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
+from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations import ConversationEncoder, EncodedPrompt, stop_tokens
 from vlmkit.data.images import PadTransform
 from vlmkit.data.samples import Turn
@@ -16,6 +18,7 @@ from vlmkit.models.prompt_prefix import PromptPrefix, shared_beginning
 from vlmkit.models.vlm import VLM
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
 
@@ -50,17 +53,34 @@ class Answerer(Protocol):
         """The fields of a result row that the model and its prompts answer: parameters, visual tokens, compressor."""
         ...
 
-    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
-        """The answers, one list an item, in the order given; each depends on its own prompt and images only."""
+    def answer(self, window: Sequence[ImagePrompts], max_new_tokens: int | None = None) -> list[list[str]]:
+        """The answers, one list an item, in the order given; each depends on its own prompt and images only.
+
+        ``max_new_tokens`` is the room for one (None: the answerer's own).
+        """
         ...
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely an answer is: the sum of its tokens' log-probabilities (natural logarithm), the one that ends it
+    included; whether each of them is the likeliest, so that it would be the greedy answer."""
+
+    log_probability: float
+    num_tokens: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
 class _Request:
-    """One encoded prompt; its images are rows ``first_image`` and following of the window's features."""
+    """One encoded prompt; its images are rows ``first_image`` and following of the window's features.
+
+    ``labels`` are those of an answer that the prompt goes on with, to be scored.
+    """
 
     prompt: EncodedPrompt
     first_image: int
+    labels: Sequence[int] = ()
 
     @property
     def images(self) -> list[int]:
@@ -98,25 +118,25 @@ class GreedyAnswerer:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Non-embedding parameters leave out the token embedding and the language-model head; tied weights count
-        once."""
         vlm = self.vlm
-        embeddings = {id(vlm.get_input_embeddings().weight), id(vlm.get_output_embeddings().weight)}
-        language_model = list(vlm.language_model.parameters())
         return {
-            "llm_params": _count(language_model),
-            "llm_params_non_embedding": _count(weight for weight in language_model if id(weight) not in embeddings),
-            "total_params": _count(vlm.parameters()),
+            **parameter_counts(vlm, vlm.language_model.parameters()),
             "visual_tokens": self.encoder.num_visual_tokens,
             "compressor": vlm.config.compressor,
             "query": vlm.config.query if vlm.compressor.reads_question else None,
         }
 
     @torch.inference_mode()
-    def answer(self, window: Sequence[ImagePrompts], streamer: BaseStreamer | None = None) -> list[list[str]]:
+    def answer(
+        self,
+        window: Sequence[ImagePrompts],
+        max_new_tokens: int | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[str]]:
         """The decoded answers, stripped and without special tokens, one list an item, in the order given.
 
-        ``streamer`` hears the tokens of a single prompt as they are generated.
+        ``max_new_tokens`` is the room for one (None: the answerer's own). ``streamer`` hears the tokens of
+        a single prompt as they are generated.
         """
         features = self._features([image for item in window for image in item.images])
         requests: list[_Request] = []
@@ -128,7 +148,26 @@ class GreedyAnswerer:
                 for prompt in item.prompts
             ]
             first_image += num_images
-        flat = iter(self._answers(requests, features, {"streamer": streamer} if streamer else {}))
+        given = {"max_new_tokens": max_new_tokens, "streamer": streamer}
+        generation = {**self._generation, **{name: value for name, value in given.items() if value is not None}}
+        flat = iter(self._answers(requests, features, generation))
+        return [[next(flat) for _ in item.prompts] for item in window]
+
+    @torch.inference_mode()
+    def likelihoods(self, window: Sequence[ImagePrompts], answers: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
+        """How likely the model thinks given answers, one a prompt, worded as answers are in training."""
+        features = self._features([image for item in window for image in item.images])
+        requests: list[_Request] = []
+        first_image = 0
+        for item, of_item in zip(window, answers, strict=True):
+            for prompt, answer in zip(item.prompts, of_item, strict=True):
+                encoded, labels = self.encoder.answered(prompt, answer, len(item.images), item.id, item.history)
+                requests.append(_Request(encoded, first_image, labels))
+            first_image += len(item.images)
+        scored: dict[int, Likelihood] = {}
+        for chosen in self._batches(requests):
+            scored |= zip(chosen, self._score([requests[index] for index in chosen], features), strict=True)
+        flat = iter(scored[index] for index in range(len(requests)))
         return [[next(flat) for _ in item.prompts] for item in window]
 
     def _features(self, images: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -140,17 +179,20 @@ class GreedyAnswerer:
     def _answers(
         self, requests: Sequence[_Request], features: torch.Tensor | None, generation: dict[str, Any]
     ) -> list[str]:
-        """Answers in the order of the requests, generated in the order of their lengths: padding costs time."""
-        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt.ids))
         answers = [""] * len(requests)
         prefix = self._shared_prefix(requests)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in self._batches(requests):
             generated = self._generate([requests[index] for index in chosen], features, prefix, generation)
             texts = self.encoder.tokenizer.batch_decode(generated, skip_special_tokens=True)
             for index, text in zip(chosen, texts, strict=True):
                 answers[index] = text.strip()
         return answers
+
+    def _batches(self, requests: Sequence[_Request]) -> Iterator[list[int]]:
+        """Indices of requests in the order of their lengths: padding costs time."""
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt.ids))
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
 
     def _shared_prefix(self, requests: Sequence[_Request]) -> PromptPrefix | None:
         """What all prompts begin with, if reading it by itself pays: for several prompts, or where it is known."""
@@ -168,7 +210,6 @@ class GreedyAnswerer:
         prefix: PromptPrefix | None,
         generation: dict[str, Any],
     ) -> torch.Tensor:
-        device = self.vlm.device
         known = prefix.ids if prefix else ()
         ids, mask = _padded([request.prompt.ids[len(known) :] for request in requests], self._pad, "left")
         if prefix:
@@ -176,6 +217,28 @@ class GreedyAnswerer:
             ids = torch.cat([torch.tensor([known]).expand(rows, -1), ids], dim=1)
             mask = torch.cat([torch.ones(rows, len(known), dtype=mask.dtype), mask], dim=1)
             generation = {**generation, **prefix.continued(self.vlm.language_model, rows)}
+        inputs = self._inputs(requests, features, ids, mask)
+        return self.vlm.generate(**inputs, **generation)
+
+    def _score(self, requests: Sequence[_Request], features: torch.Tensor | None) -> Iterator[Likelihood]:
+        ids, mask = _padded([request.prompt.ids for request in requests], self._pad, "left")
+        labels, _ = _padded([request.labels for request in requests], IGNORE_INDEX, "left")
+        output = self.vlm(
+            **self._inputs(requests, features, ids, mask),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(self.vlm.device),
+            labels=labels.to(self.vlm.device),
+        )
+        scores = -F.cross_entropy(output.logits.float(), output.targets, reduction="none")
+        likeliest = output.logits.argmax(1) == output.targets
+        lengths = (labels[:, 1:] != IGNORE_INDEX).sum(1).tolist()
+        for of_answer, right in zip(scores.split(lengths), likeliest.split(lengths), strict=True):
+            yield Likelihood(float(of_answer.double().sum()), len(of_answer), bool(right.all()))
+
+    def _inputs(
+        self, requests: Sequence[_Request], features: torch.Tensor | None, ids: torch.Tensor, mask: torch.Tensor
+    ) -> dict[str, Any]:
+        """What the model takes of padded rows, their images, and questions where it is conditioned on them."""
+        device = self.vlm.device
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         shown = [image for request in requests for image in request.images]
         if shown:
@@ -186,14 +249,25 @@ class GreedyAnswerer:
             queries = [request.prompt.query for request in requests for _ in request.images]
             query_ids, query_mask = _padded(queries, self._pad, "right")
             inputs |= {"query_input_ids": query_ids.to(device), "query_attention_mask": query_mask.to(device)}
-        return self.vlm.generate(**inputs, **self._generation, **generation)
+        return inputs
 
 
-def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def parameter_counts(model: PreTrainedModel, language_model: Iterable[torch.nn.Parameter]) -> dict[str, int | None]:
+    """The parameter fields of a result row, None where nothing is known of the language model; tied weights count once.
+
+    Non-embedding parameters leave out the token embedding and the language-model head.
+    """
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(weight) for table in tables if table is not None for weight in table.parameters()}
+    weights = {id(weight): weight.numel() for weight in language_model}
+    return {
+        "llm_params": sum(weights.values()) or None,
+        "llm_params_non_embedding": sum(n for key, n in weights.items() if key not in embeddings) or None,
+        "total_params": sum(weight.numel() for weight in model.parameters()),
+    }
 
 
-def _padded(rows: Sequence[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[Sequence[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [B, T] padded on one side to the longest row, and the mask that is 1 at real tokens."""
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), pad)

@@ -21,6 +21,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -190,22 +191,33 @@ def _read_config(source: str) -> Any:
     """The checkpoint's ``LlavaConfig``, if it is one that vlmkit's parts express."""
     with _or_ways_on(source):
         config = AutoConfig.from_pretrained(source, **_options(source))
-    if config.model_type != "llava" or config.vision_config.model_type != "clip_vision_model":
+    if not _is_clip_llava(config):
         raise UserError(
             f"{source} is no LLaVA-1.5 checkpoint with a CLIP tower (its model_type is {config.model_type}); give a "
             "finished VLM run, or a checkpoint such as llava-hf/llava-1.5-7b-hf."
         )
-    layers = config.vision_config.num_hidden_layers
-    found = {key: getattr(config, key) for key in _LLAVA}
-    if found["vision_feature_layer"] == layers - 1:  # the same one, counted from the other end
-        found["vision_feature_layer"] = -2
-    odd = [f"{key} is {found[key]}" for key, value in _LLAVA.items() if found[key] != value]
-    if odd:
+    if odd := _departures(config):
         raise UserError(
             f"{source} departs from LLaVA-1.5 ({', '.join(odd)}), and vlmkit has no such projector or features; give "
             "a checkpoint such as llava-hf/llava-1.5-7b-hf."
         )
     return config
+
+
+def is_llava(config: PreTrainedConfig) -> bool:
+    """Whether this is the configuration of a checkpoint that :func:`load_llava` takes."""
+    return _is_clip_llava(config) and not _departures(config)
+
+
+def _is_clip_llava(config: Any) -> bool:
+    return config.model_type == "llava" and config.vision_config.model_type == "clip_vision_model"
+
+
+def _departures(config: Any) -> list[str]:
+    found = {key: getattr(config, key) for key in _LLAVA}
+    if found["vision_feature_layer"] == config.vision_config.num_hidden_layers - 1:  # counted from the other end
+        found["vision_feature_layer"] = -2
+    return [f"{key} is {found[key]}" for key, value in _LLAVA.items() if found[key] != value]
 
 
 def _causal_lm(llava: LlavaForConditionalGeneration) -> PreTrainedModel:

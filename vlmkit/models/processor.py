@@ -97,7 +97,8 @@ class VLMProcessor(ProcessorMixin):
         image) tells the model. With ``return_mm_token_type_ids``, ``mm_token_type_ids`` [B, T] is 1 at visual tokens.
         Options of image processor and tokenizer are passed on. Raises UserError for a count that is not served.
         """
-        kwargs["text_kwargs"] = _TEXT_DEFAULTS | kwargs.get("text_kwargs", {})
+        defaults = {name: value for name, value in _TEXT_DEFAULTS.items() if name not in kwargs}
+        kwargs["text_kwargs"] = defaults | kwargs.get("text_kwargs", {})
         given = self if num_visual_tokens is None else self._at(num_visual_tokens)
         inputs = super(VLMProcessor, given).__call__(images=images, text=text, **kwargs)
         if num_visual_tokens is not None and "pixel_values" in inputs:

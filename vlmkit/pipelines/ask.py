@@ -107,7 +107,7 @@ class Assistant:
     ) -> str:
         """The answer to a question after earlier turns; ``on_text`` hears it word by word."""
         streamer = _Words(self._tokenizer, on_text) if on_text else None
-        ((answer,),) = self._answerer.answer([ImagePrompts(ASKED, pixels, [question], history)], streamer)
+        ((answer,),) = self._answerer.answer([ImagePrompts(ASKED, pixels, [question], history)], streamer=streamer)
         return answer
 
 

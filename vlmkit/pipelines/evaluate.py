@@ -1,29 +1,28 @@
-"""Evaluation of runs: each kind of run has its tasks; rows go to the run's results.jsonl."""
+"""Evaluation of models: each kind has its tasks; rows go to the run's results.jsonl, or to one of the model's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from vlmkit import registry
-from vlmkit.config import LLMConfig, PretrainRecipe, VLMRecipe
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.config import PretrainRecipe, VLMRecipe
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark, open_benchmark
-from vlmkit.evals.generation import GreedyAnswerer
+from vlmkit.evals.families import family_means, variant_of
+from vlmkit.evals.generation import Answerer
 from vlmkit.evals.progress import shown
-from vlmkit.evals.runner import run_benchmark
-from vlmkit.models.transformers_tower import is_hub_directory
-from vlmkit.models.vlm import VLM
+from vlmkit.evals.runner import BenchmarkOutcome, run_benchmark
 from vlmkit.pipelines.evaluate_tower import evaluate_tower
-from vlmkit.pipelines.reports import EvalSettings, Report
+from vlmkit.pipelines.reports import EvalSettings, Report, score_table
 from vlmkit.pipelines.tower_subject import RANDOM_TOWER
-from vlmkit.pipelines.vlm_models import encoder_of, load_vlm
-from vlmkit.runs import RunDirectory, is_run
+from vlmkit.pipelines.vlm_subject import VLMSubject, is_checkpoint, open_checkpoint, open_run
+from vlmkit.runs import RunDirectory
 from vlmkit.training import distributed
 from vlmkit.training.metrics import Progress
+
+_NAMED = 3
+"""Bad samples that a report names; the records name all."""
 
 __all__ = ["RANDOM_TOWER", "EvalSettings", "Report", "evaluate"]
 
@@ -31,39 +30,48 @@ __all__ = ["RANDOM_TOWER", "EvalSettings", "Report", "evaluate"]
 def evaluate(
     path: Path, tasks: Sequence[str], settings: EvalSettings, progress: Progress | None = None
 ) -> list[Report]:
-    """Evaluate a finished run on each task (none given: the one that fits the run), recording its rows as it is done.
+    """Evaluate a model on each task (none given: the one that fits the run), recording its rows as it is done.
 
-    A VLM is evaluated at each of ``settings.tokens``. ``path`` may also be a directory with a LLaVA-1.5 checkpoint,
-    which has no task of its own. Raises UserError for unfinished runs, for tasks that are unknown or made for another
-    kind of model, and for a token count that the model does not serve.
+    ``path`` is a finished run, or else a VLM that was trained elsewhere, in transformers' layout or a hub id, which has
+    no task of its own. A VLM is evaluated at each of ``settings.tokens``. Raises UserError for unfinished runs, for
+    tasks that are unknown or made for another kind of model, and for a token count that the model does not serve.
     """
-    run = RunDirectory(path)
-    checkpoint = not is_run(path) and is_hub_directory(str(path))
-    recipe = _checkpoint_recipe(path, tasks) if checkpoint else run.recipe()
+    recipe = None if is_checkpoint(path) else RunDirectory(path).recipe()
+    if recipe and settings.out:
+        raise UserError(f"{path} is a run, and its results stay with it; leave --out out.")
     upcoming: Iterable[Report]
-    if isinstance(recipe, PretrainRecipe):
+    if recipe is None or isinstance(recipe, VLMRecipe):
+        benchmarks = {task: _open_benchmark(task, settings) for task in tasks or [_default_task(path, recipe)]}
+        subject = open_run(path, recipe, settings) if recipe else open_checkpoint(path, settings)
+        run, upcoming = subject.results, _evaluate_vlm(path, subject, benchmarks, settings, progress)
+    elif isinstance(recipe, PretrainRecipe):
         if settings.tokens:
             raise UserError(f"{path} is a tower, which has no number of visual tokens to choose; leave --tokens out.")
+        run = RunDirectory(path)
         upcoming = evaluate_tower(run, recipe, tasks, settings, progress)
-    elif isinstance(recipe, VLMRecipe):
-        upcoming = _evaluate_vlm(run, recipe, tasks or [_default_task(recipe)], settings, progress)
     else:
         raise UserError(f"{path} is not a run of a tower or a VLM; give the --out of pretrain-superclass or train-vlm.")
     reports = []
     for report in upcoming:
-        run.append_results(report.rows)
+        _record(run, report, settings)
         reports.append(report)
+    means = family_means([*run.results(), *(row for report in reports for row in report.rows)])
+    evaluated = {row.benchmark for report in reports for row in report.rows}
+    if means := [row for row in means if not evaluated.isdisjoint(row.benchmarks.split(","))]:
+        reports.append(Report(f"Families on {path}", means, *score_table(means)))
+        _record(run, reports[-1], settings)
     return reports
 
 
-def _checkpoint_recipe(path: Path, tasks: Sequence[str]) -> VLMRecipe:
-    """What a recipe would say of a model that was trained elsewhere."""
-    if not tasks:
-        raise UserError(f"{path} is a checkpoint without a recipe: say what to evaluate it on, with --tasks.")
-    return VLMRecipe(llm=LLMConfig(name=str(path)))
+def _record(run: RunDirectory, report: Report, settings: EvalSettings) -> None:
+    """Add the rows to the run's; of several processes one does."""
+    if distributed.setup(settings.device).is_main:
+        run.append_results(report.rows)
 
 
-def _default_task(recipe: VLMRecipe) -> str:
+def _default_task(path: Path, recipe: VLMRecipe | None) -> str:
+    if recipe is None:
+        raise UserError(f"{path} is a model without a recipe: say what to evaluate it on, with --tasks.")
     if isinstance(recipe.data.train, str) and recipe.data.train.partition(":")[0] == "miniworld":
         return "miniworld"
     if recipe.data.val:
@@ -72,48 +80,67 @@ def _default_task(recipe: VLMRecipe) -> str:
 
 
 def _evaluate_vlm(
-    run: RunDirectory, recipe: VLMRecipe, tasks: Sequence[str], settings: EvalSettings, progress: Progress | None
+    path: Path,
+    subject: VLMSubject,
+    benchmarks: Mapping[str, Benchmark],
+    settings: EvalSettings,
+    progress: Progress | None,
 ) -> Iterator[Report]:
     """A report for each task and token count."""
-    benchmarks = {task: open_benchmark(task) for task in tasks}
-    vlm, tokenizer = load_vlm(run.path)
-    counts = settings.tokens or (vlm.config.num_visual_tokens,)
-    encoders = [encoder_of(vlm, tokenizer, recipe.max_length, count) for count in counts]
-    torch.nn.Module.to(vlm, distributed.setup(settings.device).device)
     for task, benchmark in benchmarks.items():
-        for encoder in encoders:
-            yield _benchmark(run, recipe, vlm, encoder, task, benchmark, settings, progress)
+        for answerer in subject.answerers:
+            report = _benchmark(f"{task} on {path}", subject, answerer, benchmark, settings, progress)
+            if subject.results.path != path:
+                report.notes.append(f"The results are in {subject.results.path}.")
+            yield report
+
+
+def _open_benchmark(task: str, settings: EvalSettings) -> Benchmark:
+    """The benchmark, scored as asked for, or as its authors do if it has no such rule."""
+    benchmark = open_benchmark(task, settings.data_dir)
+    return replace(benchmark, scoring=variant_of(benchmark.name, settings.scoring))
 
 
 def _benchmark(
-    run: RunDirectory,
-    recipe: VLMRecipe,
-    vlm: VLM,
-    encoder: ConversationEncoder,
-    task: str,
+    title: str,
+    subject: VLMSubject,
+    answerer: Answerer,
     benchmark: Benchmark,
     settings: EvalSettings,
     progress: Progress | None,
 ) -> Report:
-    llm = registry.llm(recipe.llm.name).name if registry.is_llm(recipe.llm.name) else recipe.llm.name
-    count = encoder.num_visual_tokens
-    records = f"{benchmark.name}-{count}" if len(vlm.config.token_counts) > 1 else benchmark.name
-    with shown(progress, min(len(benchmark.samples), settings.limit or len(benchmark.samples)), task) as report:
+    with shown(progress, min(len(benchmark.samples), settings.limit or len(benchmark.samples)), title) as report:
         outcome = run_benchmark(
-            GreedyAnswerer(vlm, encoder, batch_size=settings.batch_size),
+            answerer,
             benchmark,
-            {"llm": llm, "seed": recipe.seed},
+            {"llm": subject.llm, "seed": subject.seed},
             limit=settings.limit,
-            records_path=run.samples_dir / f"{records}.jsonl",
+            records_path=subject.records_path(benchmark.name, answerer),
+            identity=subject.identity,
             on_progress=report,
         )
-    notes = [f"{outcome.num_bad} samples could not be read and are not counted."] if outcome.num_bad else []
+    count, compressor = answerer.facts["visual_tokens"], answerer.facts["compressor"]
+    shown_in = f"{count or 'a varying number of'} visual tokens" + (f" ({compressor})" if compressor else "")
+    columns, table = score_table(outcome.rows)
+    notes = _notes(outcome, benchmark, settings)
+    return Report(f"{title}: {subject.llm}, {shown_in}", outcome.rows, columns, table, notes)
+
+
+def _notes(outcome: BenchmarkOutcome, benchmark: Benchmark, settings: EvalSettings) -> list[str]:
+    """What a reader of the scores has to know: what was left out, or counts as wrong, and by which rule."""
+    notes = []
+    if outcome.skipped:
+        notes.append(f"Left out, because they cannot be read: {_first(outcome.skipped)}.")
+    if errors := [f"{record.id} ({record.error})" for record in outcome.records if record.error]:
+        notes.append(f"Counted as wrong, because their images do not decode: {_first(errors)}.")
     if settings.limit and settings.limit < len(benchmark.samples):
         notes.append(f"The first {settings.limit} of {len(benchmark.samples)} samples (the limit).")
-    return Report(
-        f"{task} on {run.path}: {llm}, {count} visual tokens ({vlm.config.compressor})",
-        outcome.rows,
-        ["family", outcome.rows[0].metric, "stderr", "questions"],
-        [(row.family, f"{row.value:.3f}", f"{row.stderr:.3f}", row.num_samples) for row in outcome.rows],
-        notes,
-    )
+    if benchmark.scoring != settings.scoring:
+        notes.append(f"Scored by the {benchmark.scoring} rule: there is no {settings.scoring} one that differs.")
+    return notes
+
+
+def _first(causes: Sequence[str]) -> str:
+    """How many there are, and the first few."""
+    more = ", ..." if len(causes) > _NAMED else ""
+    return f"{len(causes)}: {', '.join(causes[:_NAMED])}{more}"

@@ -32,9 +32,13 @@ class RunOutcome:
 
 def prepare(run: RunDirectory, recipe: Section, data: Mapping[str, str], context: DistributedContext) -> None:
     """Make the run directory, or check that it holds this very run; every rank raises what the first one finds."""
+    context.on_main(lambda: run.prepare(recipe, data, hardware(context)))
+
+
+def hardware(context: DistributedContext) -> dict[str, str | int]:
+    """Where the run computes, for its provenance."""
     device = torch.cuda.get_device_name() if context.device.type == "cuda" else "cpu"
-    hardware: dict[str, str | int] = {"device": device, "world_size": context.world_size}
-    context.on_main(lambda: run.prepare(recipe, data, hardware))
+    return {"device": device, "world_size": context.world_size}
 
 
 def is_finished(run: RunDirectory, total_steps: int) -> bool:

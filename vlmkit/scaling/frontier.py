@@ -136,7 +136,7 @@ def find_frontier(
         measurements, llms = load_published(), llms or PUBLISHED_CANDIDATES
     sized = [measurements.find_llm(name) for name in llms] if llms else measurements.llms
     fits: dict[str, Fit] = {}
-    unfitted: dict[str, str] = {}
+    unfitted = dict(measurements.missing)
     for family in measurements.families:
         rows = measurements.of(family)
         sizes, counts = [row.llm.billions for row in rows], [row.visual_tokens for row in rows]

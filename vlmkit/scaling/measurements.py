@@ -7,12 +7,13 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vlmkit import registry
 from vlmkit.errors import UserError
+from vlmkit.scaling.set_means import missing_means
 
 PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_FAMILIES = ("reasoning", "ocr")
@@ -46,12 +47,13 @@ class Measurements:
     """Measurements whose sizes are counted in one way, with what a reader has to know about them.
 
     ``basis`` says what ``billions`` means: the size in the model's name, or the non-embedding weights. ``notes`` maps a
-    family to remarks on single cells (suspicious, or left out).
+    family to remarks on single cells (suspicious, or left out), ``missing`` one without rows to what they would need.
     """
 
     rows: tuple[Measurement, ...]
     basis: Basis
     notes: Mapping[str, tuple[str, ...]]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def families(self) -> list[str]:
@@ -88,14 +90,16 @@ def load_measurements(paths: Iterable[str | Path]) -> Measurements:
     Tables have the columns ``llm, visual_tokens, score`` and may have ``family``, ``llm_params_billions`` (default: the
     size in the registry), ``flag`` (``excluded``: left out; ``suspect``: used; both said) and ``note``. Files with the
     columns of results.jsonl (``value``, ``llm_params_non_embedding``, ...) are read like run directories. Scores are
-    fractions, higher is better. Several benchmarks of a family, and repeats, are averaged for each run, LLM and number
-    of tokens. Raises UserError for what cannot be read or compared.
+    fractions, higher is better. Repeats are averaged for each run, LLM and number of tokens, benchmarks never: the mean
+    over a named set of them is a row of its own. Raises UserError for what cannot be read or compared.
     """
     cells: dict[tuple[Any, ...], list[tuple[Record, Measurement]]] = defaultdict(list)
     notes: dict[str, tuple[str, ...]] = {}
     bases: set[Basis] = set()
-    for origin, record in _records(paths):
-        row, basis = _parse(record, origin)
+    records = list(_records(paths))
+    families = _family_names(record for _, record in records)
+    for origin, record in records:
+        row, basis = _parse(record, origin, families)
         bases.add(basis)
         flag = record.get("flag")
         if flag:
@@ -111,13 +115,16 @@ def load_measurements(paths: Iterable[str | Path]) -> Measurements:
             "The measurements mix LLM sizes by name with non-embedding parameter counts, which one law cannot use: "
             "give the tables and the runs separately."
         )
+    missing = missing_means(
+        (origin, record, row.visual_tokens) for (origin, *_), cell in cells.items() for record, row in cell
+    )
     _check_comparable(cells)
     rows = []
     for cell in cells.values():
         first = cell[0][1]
         error = math.fsum(row.error for _, row in cell) / len(cell)
         rows.append(Measurement(first.family, first.llm, first.visual_tokens, error))
-    return Measurements(tuple(rows), bases.pop(), notes)
+    return Measurements(tuple(rows), bases.pop(), notes, missing)
 
 
 def _records(paths: Iterable[str | Path]) -> Iterator[tuple[Path, Record]]:
@@ -144,15 +151,19 @@ def _read(path: Path) -> str:
 
 
 def _run_records(path: Path) -> list[Record]:
-    """The rows of a run's VLM with a family; of several evaluations of one benchmark, those on the most samples."""
-    from vlmkit.runs import RunDirectory  # pydantic and yaml are slow to import and not needed for tables
+    """The rows of a run's VLM with a family; of several evaluations of one benchmark, those on the most samples, and
+    officially scored if they are scored in several ways."""
+    from vlmkit.runs import ResultRow, RunDirectory  # pydantic and yaml are slow to import and not needed for tables
 
-    largest: dict[tuple[Any, ...], Record] = {}
+    def rank(row: ResultRow) -> tuple[int, bool]:
+        return row.num_samples, row.scoring == "official"
+
+    best: dict[tuple[Any, ...], ResultRow] = {}
     for row in RunDirectory(path).results():
         key = (row.benchmark, row.family, row.metric, row.variant, row.visual_tokens)
-        if row.llm and row.family and (key not in largest or row.num_samples > largest[key]["num_samples"]):
-            largest[key] = asdict(row)
-    return list(largest.values())
+        if row.llm and row.family and (key not in best or rank(row) > rank(best[key])):
+            best[key] = row
+    return [asdict(row) for row in best.values()]
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -166,7 +177,24 @@ def _json_lines(path: Path) -> Iterator[Record]:
         yield record
 
 
-def _parse(record: Record, origin: Path) -> tuple[Measurement, Basis]:
+def _family(record: Record) -> str:
+    return str(record.get("family") or record.get("benchmark") or "all")
+
+
+def _family_names(records: Iterable[Record]) -> dict[tuple[str, Any], str]:
+    """What a family is called, by its name and its benchmark's: where several benchmarks have a family of one name, it
+    is that of the mean over a named set alone, and the others bear their benchmarks' names as well."""
+    owners: dict[str, dict[Any, bool]] = defaultdict(dict)
+    for record in records:
+        owners[_family(record)][record.get("benchmark")] = bool(record.get("benchmarks"))
+    return {
+        (family, benchmark): family if len(benchmarks) == 1 or is_mean else f"{family} ({benchmark})"
+        for family, benchmarks in owners.items()
+        for benchmark, is_mean in benchmarks.items()
+    }
+
+
+def _parse(record: Record, origin: Path, families: Mapping[tuple[str, Any], str]) -> tuple[Measurement, Basis]:
     name = str(_column(record, "llm", origin))
     score = _number(record, "value" if "value" in record else "score", origin)
     if not 0 <= score <= 1:
@@ -190,7 +218,7 @@ def _parse(record: Record, origin: Path) -> tuple[Measurement, Basis]:
         num_params = int(_number(record, "llm_params", origin))
     else:
         num_params = facts.num_params if facts else round(billions * 1e9)
-    family = str(record.get("family") or record.get("benchmark") or "all")
+    family = families[_family(record), record.get("benchmark")]
     llm = SizedLLM(facts.name if facts else name, billions, num_params)
     return Measurement(family, llm, int(tokens), 1 - score), basis
 
@@ -227,18 +255,29 @@ def _compressor(record: Record) -> Any:
     return f"{record.get('compressor')} (query {query})" if query else record.get("compressor")
 
 
+_PROTOCOL = {
+    "benchmark": "benchmarks",
+    "benchmarks": "sets of benchmarks",
+    "metric": "metrics",
+    "variant": "variants",
+    "data_revision": "data",
+    "scoring": "scoring",
+    "limit": "--limit",
+}
+"""What rows of one law must share, in the words of a sentence."""
+
+
 def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Measurement]]]) -> None:
     """Refuse to compare runs that were scored differently, or whose compressors differ."""
-    protocols: dict[str, tuple[Path, set[tuple[Any, ...]]]] = {}
+    protocols: dict[str, tuple[Path, dict[str, set[str]]]] = {}
     compressors: dict[str, Any] = {}
     for (origin, family, *_), cell in cells.items():
-        columns = ("benchmark", "metric", "variant", "data_revision", "scoring", "limit")
-        protocol = {tuple(record.get(column) for column in columns) for record, _ in cell}
+        protocol = {column: {str(record.get(column)) for record, _ in cell} for column in _PROTOCOL}
         first, expected = protocols.setdefault(family, (origin, protocol))
-        if protocol != expected:
+        if differing := [words for column, words in _PROTOCOL.items() if protocol[column] != expected[column]]:
             raise UserError(
-                f"The {family} scores of {origin} and {first} come from different benchmarks, data, scoring or "
-                "--limit: evaluate all runs in the same way."
+                f"The {family} scores of {origin} and {first} come from different {', '.join(differing)}: "
+                "evaluate all runs in the same way."
             )
         for record, _ in cell:
             compressor = _compressor(record)

@@ -128,3 +128,14 @@ def test_a_case_without_a_split_is_named() -> None:
     cases: list[Case] = [{"prediction": "yes", "references": ["yes"]}]
     with pytest.raises(UserError, match="1 of 1 cases have no 'category'"):
         pope.aggregate(score_cases(pope, cases))
+
+
+def test_a_case_without_an_answer_is_a_miss_or_a_false_alarm() -> None:
+    """Unlike an empty answer, which reads as yes."""
+    cases: list[Case] = [
+        {"prediction": "yes", "references": ["yes"], "category": "random"},
+        {"prediction": "", "references": ["yes"], "category": "random", "error": "the image file is empty"},
+        {"prediction": "", "references": ["no"], "category": "random", "error": "the image file is empty"},
+    ]
+    totals = pope.aggregate(score_cases(pope, cases))
+    assert (totals["accuracy"], totals["precision"], totals["recall"]) == pytest.approx((1 / 3, 1 / 2, 1 / 2))

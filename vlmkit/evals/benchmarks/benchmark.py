@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from vlmkit.contracts import Source
 from vlmkit.data.samples import ConversationSample
@@ -26,26 +27,32 @@ class Question:
     category: str = ""
     question_id: str = ""
 
-    def case(self, prediction: str) -> Case:
-        """The question, answered, as scoring rules take it."""
+    def case(self, prediction: str, error: str = "") -> Case:
+        """The question, answered (or with why it was not), as scoring rules take it."""
         return {
             "prediction": prediction,
             "references": self.references,
             "choices": self.choices,
             "category": self.category,
             "question_id": self.question_id,
+            "error": error,
         }
 
 
+SampleT = TypeVar("SampleT", bound=ConversationSample)
+
+
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Generic[SampleT]):
     """A set of samples with the questions asked about each and the rule that scores the answers.
 
-    ``scoring`` is the variant of the rule: rows scored by different ones are not compared.
+    ``scoring`` is the variant of the rule: rows scored by different ones are not compared. ``max_new_tokens`` is the
+    room for an answer (None: that of short ones, as the answerer has it).
     """
 
     name: str
-    samples: Source[ConversationSample]
-    questions: Callable[[ConversationSample], Sequence[Question]]
+    samples: Source[SampleT]
+    questions: Callable[[SampleT], Sequence[Question]]
     rule: ScoringRule
     scoring: Scoring = "official"
+    max_new_tokens: int | None = None

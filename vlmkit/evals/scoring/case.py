@@ -21,11 +21,13 @@ class Case(_Answered, total=False):
     ``prediction`` is the model's raw output, ``references`` what counts as right (of a multiple choice, the letter).
     Benchmarks that need them read ``choices`` (the options in the order shown), ``category`` (split, subtask or type)
     and ``question_id`` (what belongs together: the two questions about an image, the rotations of a question).
+    ``error`` says why the model gave no answer (its image does not decode): the case is wrong, whatever its prediction.
     """
 
     choices: Sequence[str]
     category: str
     question_id: str
+    error: str
 
 
 class ScoredCase(Case):
@@ -72,9 +74,9 @@ def mean_score(scored: Sequence[ScoredCase]) -> float:
 
 
 def score_cases(rule: ScoringRule, cases: Sequence[Case], scoring: Scoring = "official") -> list[ScoredCase]:
-    """The cases with their scores, in the order given."""
+    """The cases with their scores, in the order given; 0 where there was no answer to score."""
     if isinstance(rule, CorpusRule):
         scores = rule.score_corpus(cases, scoring) if cases else []
     else:
         scores = [rule.score(case, scoring) for case in cases]
-    return [{**case, "score": value} for case, value in zip(cases, scores, strict=True)]
+    return [{**case, "score": 0.0 if case.get("error") else value} for case, value in zip(cases, scores, strict=True)]

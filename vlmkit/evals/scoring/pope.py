@@ -18,6 +18,8 @@ VARIANTS: tuple[Scoring, ...] = ("official", "lmms-eval")
 METRIC = "f1"
 
 _DENIALS = {"No", "not", "no"}
+_OPPOSITE = {"yes": "no", "no": "yes"}
+"""What counts as the answer to a question that could not be asked: the wrong one."""
 
 
 def read_answer(case: Case, scoring: Scoring = "official") -> str:
@@ -54,8 +56,11 @@ def aggregate(scored: Sequence[ScoredCase], scoring: Scoring = "official") -> di
 
 
 def _totals(cases: Sequence[ScoredCase], scoring: Scoring) -> dict[str, float]:
-    answers = [read_answer(case, scoring) for case in cases]
     right = [right_answer(case) for case in cases]
+    answers = [
+        _OPPOSITE[truth] if case.get("error") else read_answer(case, scoring)
+        for case, truth in zip(cases, right, strict=True)
+    ]
     pairs = list(zip(right, answers, strict=True))
     hits, false_alarms, misses = (pairs.count(pair) for pair in (("yes", "yes"), ("no", "yes"), ("yes", "no")))
     precision, recall = _ratio(hits, hits + false_alarms), _ratio(hits, hits + misses)

@@ -68,7 +68,7 @@ def test_llava_json_asks_the_first_question_of_each_record(records: Path) -> Non
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("gqa", "'gqa' is not a benchmark for VLMs; choose miniworld"),
+        ("gqua", "'gqua' is not a benchmark for VLMs; did you mean gqa"),
         ("llava", "llava:FILE"),
         ("llava:nowhere.json", "nowhere.json cannot be read"),
     ],

@@ -26,14 +26,20 @@ TABLES = load_published()
 NAMES = ("0.5b", "1.8b", "4b", "7b", "14b", "32b")
 LLMS = [TABLES.find_llm(name) for name in NAMES]
 TOKENS = sorted({row.visual_tokens for row in TABLES.rows})
-BUDGETS = {"llm": (6e10, 1.23e12, 5e12), "full": (6e11, 2e12, 7e12), "memory": (2e9, 17e9, 9e10), "latency": (25, 80, 900)}
+BUDGETS = {
+    "llm": (6e10, 1.23e12, 5e12),
+    "full": (6e11, 2e12, 7e12),
+    "memory": (2e9, 17e9, 9e10),
+    "latency": (25, 80, 900),
+}
 
 
 def fitted(name, form, seed):
     rows = TABLES.of(name)
     columns = [row.llm.billions for row in rows], [row.visual_tokens for row in rows], [row.error for row in rows]
     fit = fit_law(form, *columns)
-    return ReportedFamily(name, fit, rows, residual_bootstrap(fit, draws=150, seed=seed).laws, TABLES.notes.get(name, ()))
+    draws = residual_bootstrap(fit, draws=150, seed=seed).laws
+    return ReportedFamily(name, fit, rows, draws, TABLES.notes.get(name, ()))
 
 
 def times(llm, tokens):
@@ -43,9 +49,8 @@ def times(llm, tokens):
     return Timing(llm.name, tokens, "t", 336, "avgpool", 1.0, {name: [time] for name, time in parts.items()})
 
 
-TABLE = LatencyTable(
-    "a machine", "2026-01-01", {}, "bf16", "cuda", 1, Workload(), tuple(times(llm, v) for llm in LLMS[1:] for v in (4, 50, 576))
-)
+TIMES = tuple(times(llm, tokens) for llm in LLMS[1:] for tokens in (4, 50, 576))
+TABLE = LatencyTable("a machine", "2026-01-01", {}, "bf16", "cuda", 1, Workload(), TIMES)
 
 
 def costs(work, compressor="quecc"):
@@ -271,7 +276,8 @@ def test_what_cannot_be_is_said(page):
     assert page.get_attribute("#budget", "aria-invalid") == "true"
     page.fill("#budget", "1e9")
     settle(page)
-    assert page.inner_text("#answer").startswith("Nothing fits: the cheapest, qwen1.5-0.5b with 1 visual token, costs 51 G")
+    cheapest = "Nothing fits: the cheapest, qwen1.5-0.5b with 1 visual token, costs 51 GFLOPs."
+    assert page.inner_text("#answer") == cheapest
     page.fill("#budget", "5e12")
     page.get_by_label("Time", exact=True).check()
     settle(page)
@@ -284,17 +290,30 @@ def test_it_is_readable_on_a_phone_in_the_light_and_in_the_dark(page, scheme):
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("document.querySelector('#chart svg').getBoundingClientRect().right") <= 390
-    colours = page.evaluate(
-        """['--ink', '--soft', '--accent'].map((name) => [name, '--surface']).concat([['--accent-ink', '--accent']])
-        .map((pair) => pair.map((name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim()))"""
-    )
-    assert all(contrast(*pair) >= 4.5 for pair in colours)
-    series = page.evaluate(
-        "[0,1,2,3,4,5,6].map((n) => getComputedStyle(document.documentElement).getPropertyValue(`--series-${n}`).trim())"
-    )
-    assert all(contrast(colour, colours[0][1]) >= 3 for colour in series)
-    unnamed = "[...document.querySelectorAll('input, button')].filter((one) => !one.labels?.length && !one.ariaLabel && !one.textContent)"
-    assert page.evaluate(f"{unnamed}.length") == 0
+    series = [f"series-{number}" for number in range(7)]
+    names = ["ink", "soft", "accent", "accent-ink", "surface", *series]
+    colour = dict(zip(names, page.evaluate(COLOURS, names), strict=True))
+    assert all(contrast(colour[name], colour["surface"]) >= 4.5 for name in ("ink", "soft", "accent"))
+    assert contrast(colour["accent-ink"], colour["accent"]) >= 4.5
+    assert all(contrast(colour[name], colour["surface"]) >= 3 for name in series)
+
+
+def test_every_control_has_a_name_and_the_keyboard_reaches_it(page):
+    assert page.evaluate(UNNAMED) == 0
+    reached = []
+    page.focus("#budget-slider")
+    for _ in range(32):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.value"))
+        page.keyboard.press("Tab")
+    assert {"budget", "llm", "cached-text", "new-tokens", "qwen1.5-14b", "576", "more"} <= set(reached)
+
+
+COLOURS = """(names) => {
+  const style = getComputedStyle(document.documentElement);
+  return names.map((name) => style.getPropertyValue(`--${name}`).trim());
+}"""
+UNNAMED = """() => [...document.querySelectorAll("input, button")].filter(
+  (one) => !one.labels?.length && !one.ariaLabel && !one.textContent).length"""
 
 
 def contrast(one, other):

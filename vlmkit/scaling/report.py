@@ -49,8 +49,8 @@ class Report:
     ``llms`` and ``tokens`` are all candidates on offer, ``chosen_llms`` (names) and ``chosen_tokens`` those considered
     at first (default: all). Of ``costs``, which all count ``workload``, the one named ``cost`` is shown (default: the
     first); where the budget of another unit is a limit beside it, the first model of that unit counts. ``mix`` has a
-    weight for each family (default: equal ones). ``command`` is the command line that made the page, without the settings
-    that the page has itself.
+    weight for each family (default: equal ones). ``command`` is the command line that made the page, without the
+    settings that the page has itself.
     """
 
     families: Sequence[ReportedFamily]

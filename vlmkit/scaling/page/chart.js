@@ -42,8 +42,11 @@ function measured(parts, llm, tokens) {
 function seriesOf(llm, settings, parts) {
   const counts = new Set([...settings.tokens, ...parts[0].family.points.map(([, tokens]) => tokens)]);
   const ends = [Math.min(...counts), Math.max(...counts)];
-  const at = (V) => ({ llm, tokens: V, cost: costOf(settings.cost, llm, V, settings.work), error: predict(parts, llm, V) });
-  const curve = data.curve.filter((V) => V >= ends[0] && V <= ends[1]).map(at).filter((point) => point.cost !== undefined);
+  const between = data.curve.filter((V) => V >= ends[0] && V <= ends[1]);
+  const curve = between
+    .map((tokens) => ({ llm, tokens, cost: costOf(settings.cost, llm, tokens, settings.work) }))
+    .filter((point) => point.cost !== undefined)
+    .map((point) => ({ ...point, error: predict(parts, llm, point.tokens) }));
   const marks = curve.filter((point) => counts.has(point.tokens)).map((point) => {
     const error = measured(parts, llm, point.tokens);
     return error === undefined ? point : { ...point, error, measured: true };
@@ -56,7 +59,8 @@ function linearTicks(low, high, count) {
   const unit = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((one) => one * unit >= rough) * unit;
   const ticks = [];
-  for (let index = Math.ceil(low / step); index * step <= high; index++) ticks.push((index * step).toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9))));
+  const places = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  for (let index = Math.ceil(low / step); index * step <= high; index++) ticks.push((index * step).toFixed(places));
   return ticks;
 }
 
@@ -87,8 +91,10 @@ function scales(series, result, width, height) {
   };
 }
 
-const line = (points, scale) =>
-  points.map(({ cost, error }, index) => `${index ? "L" : "M"}${scale.x(cost).toFixed(1)},${scale.y(error).toFixed(1)}`).join("");
+function line(points, scale) {
+  const at = ({ cost, error }) => `${scale.x(cost).toFixed(1)},${scale.y(error).toFixed(1)}`;
+  return points.length ? `M${points.map(at).join("L")}` : "";
+}
 
 function drawAxes(scale, unit, about) {
   const group = shape("g", { class: "axes" });
@@ -100,11 +106,13 @@ function drawAxes(scale, unit, about) {
   const room = Math.floor((scale.right - scale.left) / 74);
   for (const cost of logTicks(...scale.costs, room)) {
     const x = scale.x(cost);
+    const label = formatAmount(cost, unit).replace("FLOPs", "");
     group.append(shape("line", { x1: x, x2: x, y1: scale.top, y2: scale.bottom }),
-      shape("text", { x, y: scale.bottom + 18, "text-anchor": "middle" }, formatAmount(cost, unit).replace("FLOPs", "")));
+      shape("text", { x, y: scale.bottom + 18, "text-anchor": "middle" }, label));
   }
+  const middle = (scale.left + scale.right) / 2;
   group.append(
-    shape("text", { x: (scale.left + scale.right) / 2, y: scale.bottom + 38, "text-anchor": "middle", class: "title" }, about),
+    shape("text", { x: middle, y: scale.bottom + 38, "text-anchor": "middle", class: "title" }, about),
     shape("text", { x: 0, y: 14, class: "title" }, "error (1 − score)"));
   return group;
 }
@@ -113,9 +121,13 @@ function drawBudget(scale, result) {
   if (result.budget === undefined) return [];
   const x = Math.max(scale.x(result.budget), scale.left);
   if (x >= scale.right) return [];
-  const label = { class: "budget-label", x: Math.min(x, scale.right - 20), y: scale.top - 8, "text-anchor": "middle" };
+  const label = {
+    class: "budget-label", "text-anchor": "middle",
+    x: Math.min(Math.max(x, 136), scale.right - 20), y: scale.top - 8,
+  };
+  const [width, height] = [scale.right - x, scale.bottom - scale.top];
   return [
-    shape("rect", { class: "beyond", x, y: scale.top, width: scale.right - x, height: scale.bottom - scale.top }),
+    shape("rect", { class: "beyond", x, y: scale.top, width, height }),
     shape("line", { class: "budget-line", x1: x, x2: x, y1: scale.top, y2: scale.bottom }),
     shape("text", label, "budget"),
   ];
@@ -147,15 +159,20 @@ function drawChart(container, settings, result) {
   const scale = scales(series, result, width, height);
   const about = { FLOPs: "FLOPs of one answer", bytes: "memory", ms: "time of one answer" }[result.unit];
   const chosen = result.within[0];
-  const picture = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-labelledby": "chart-title", "aria-describedby": "answer" });
-  const clip = shape("clipPath", { id: "plot-area" },
-    shape("rect", { x: scale.left, y: scale.top, width: width - scale.left, height: scale.bottom - scale.top }));
+  const picture = shape("svg", {
+    viewBox: `0 0 ${width} ${height}`, width, height,
+    role: "img", "aria-labelledby": "chart-title", "aria-describedby": "answer",
+  });
+  const { left, top, bottom } = scale;
+  const area = shape("rect", { x: left, y: top, width: width - left, height: bottom - top });
+  const clip = shape("clipPath", { id: "plot-area" }, area);
   const inside = shape("g", { "clip-path": "url(#plot-area)" });
   if (chosen) inside.append(...drawBand(scale, series.find(({ llm }) => llm === chosen.llm), result.parts));
   inside.append(drawFrontier(scale, result.frontier));
   for (const { llm, curve, marks } of series) {
     const known = marks.some((mark) => mark.measured);
-    inside.append(shape("path", { class: known ? "curve" : "curve predicted", d: line(curve, scale), stroke: colourOf(llm) }));
+    const kind = known ? "curve" : "curve predicted";
+    inside.append(shape("path", { class: kind, d: line(curve, scale), stroke: colourOf(llm) }));
     for (const mark of marks)
       inside.append(shape("path", {
         class: mark.measured ? "mark measured" : "mark", d: markerOf(llm, 4.2), stroke: colourOf(llm),
@@ -165,23 +182,29 @@ function drawChart(container, settings, result) {
   }
   picture.append(shape("defs", {}, clip), drawAxes(scale, result.unit, about), ...drawBudget(scale, result), inside);
   for (const { llm, curve, marks } of series) {
-    const top = Math.max(...marks.slice(0, 1).concat(curve[0]).map((point) => point.error));
-    picture.append(shape("text", { class: "name", x: scale.x(curve[0].cost), y: scale.y(top) - 10, "text-anchor": "middle" }, shortName(llm)));
+    const highest = Math.max(...[curve[0], ...marks.slice(0, 1)].map((point) => point.error));
+    const place = { x: scale.x(curve[0].cost), y: scale.y(highest) - 10, "text-anchor": "middle" };
+    picture.append(shape("text", { class: "name", ...place }, shortName(llm)));
   }
-  if (chosen) picture.append(shape("circle", { class: "chosen", r: 10, cx: scale.x(chosen.cost), cy: scale.y(chosen.error) }));
+  if (chosen) {
+    const place = { cx: scale.x(chosen.cost), cy: scale.y(chosen.error) };
+    picture.append(shape("circle", { class: "chosen", r: 10, ...place }));
+  }
   container.append(picture);
   followPointer(picture, container, series.flatMap(({ marks }) => marks), scale, result.unit);
 }
 
 // What the signs mean, each beside a drawing of it.
 function buildLegend(container) {
-  const dot = (attributes) => shape("path", { d: MARKERS[0](4), transform: "translate(11,7)", stroke: "currentColor", ...attributes });
+  const circle = { d: MARKERS[0](4), transform: "translate(11,7)", stroke: "currentColor" };
   const entries = [
-    [dot({ fill: "currentColor" }), "measured"],
-    [dot({ fill: "none", "stroke-width": 1.5 }), "predicted"],
-    [shape("path", { class: "curve", d: "M1,3Q7,11 21,11", stroke: "currentColor" }), "one LLM, more visual tokens to the right (dashed: not measured)"],
+    [shape("path", { ...circle, fill: "currentColor" }), "measured"],
+    [shape("path", { ...circle, fill: "none", "stroke-width": 1.5 }), "predicted"],
+    [shape("path", { class: "curve", d: "M1,3Q7,11 21,11", stroke: "currentColor" }),
+      "one LLM, more visual tokens to the right (dashed: not measured)"],
     [shape("path", { class: "frontier", d: "M1,3H8V8H15V12H21" }), "least error for the cost"],
-    [shape("rect", { class: "band", x: 1, y: 2, width: 20, height: 10, fill: "var(--series-0)" }), "95 % interval of the chosen LLM's law"],
+    [shape("rect", { class: "band", x: 1, y: 2, width: 20, height: 10, fill: "var(--series-0)" }),
+      "95 % interval of the chosen LLM's law"],
     [shape("circle", { class: "chosen", cx: 11, cy: 7, r: 5.5 }), "the choice"],
   ];
   container.append(...entries.map(([drawing, text]) => {
@@ -198,8 +221,10 @@ function followPointer(picture, container, marks, scale, unit) {
   tip.hidden = true;
   container.append(tip);
   picture.addEventListener("pointerleave", () => { tip.hidden = true; });
-  picture.addEventListener("pointermove", ({ offsetX, offsetY }) => {
-    const distance = (mark) => Math.hypot(scale.x(mark.cost) - offsetX, scale.y(mark.error) - offsetY);
+  picture.addEventListener("pointermove", ({ clientX, clientY }) => {
+    const box = picture.getBoundingClientRect();
+    const distance = (mark) =>
+      Math.hypot(box.left + scale.x(mark.cost) - clientX, box.top + scale.y(mark.error) - clientY);
     const nearest = marks.reduce((best, mark) => (distance(mark) < distance(best) ? mark : best));
     tip.hidden = distance(nearest) > 28;
     tip.textContent = `${nearest.llm.name}, ${nearest.tokens} visual tokens: error ${nearest.error.toFixed(4)} ` +

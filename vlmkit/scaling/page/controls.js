@@ -11,14 +11,16 @@ const FIRST_BUDGET = 0.6; // of the way from the cheapest choice to the dearest,
 
 function initialSettings() {
   const { initial } = data;
+  const { textTokens, newTokens, cachedText, batchSize } = initial;
+  const shown = costNamed(initial.cost).unit;
   const total = Object.values(initial.mix).reduce((sum, weight) => sum + weight, 0);
   return {
     cost: initial.cost,
     // The budget of the cost on show, remembered for each unit, and what limits the costs of other units beside it.
     budgets: { ...initial.budgets },
-    limits: Object.fromEntries(Object.entries(initial.budgets).filter(([unit]) => unit !== costNamed(initial.cost).unit)),
+    limits: Object.fromEntries(Object.entries(initial.budgets).filter(([unit]) => unit !== shown)),
     mix: Object.fromEntries(Object.entries(initial.mix).map(([name, weight]) => [name, (100 * weight) / total])),
-    work: { textTokens: initial.textTokens, newTokens: initial.newTokens, cachedText: initial.cachedText, batchSize: initial.batchSize },
+    work: { textTokens, newTokens, cachedText, batchSize },
     llms: new Set(initial.llms),
     tokens: new Set(initial.tokens),
   };
@@ -45,7 +47,8 @@ function showSettings(unit, range) {
     slider.setAttribute("aria-valuetext", formatAmount(budget, unit));
     fill(find("budget"), formatAmount(budget, unit));
     find("budget").removeAttribute("aria-invalid");
-    find("budget-hint").textContent = `Choices cost ${formatAmount(range[0], unit)} to ${formatAmount(range[1], unit)}.`;
+    const [least, most] = range.map((cost) => formatAmount(cost, unit));
+    find("budget-hint").textContent = `Choices cost ${least} to ${most}.`;
   }
   for (const box of find("other-budgets").children) {
     const input = box.querySelector("input");
@@ -56,9 +59,9 @@ function showSettings(unit, range) {
   find("cost-about").textContent = costNamed(settings.cost).about;
   const { work } = settings;
   for (const [id, value] of [["text-tokens", work.textTokens], ["new-tokens", work.newTokens]]) {
-    const closest = STOPS[id].reduce((best, stop, index) => (Math.abs(stop - value) < Math.abs(STOPS[id][best] - value) ? index : best), 0);
+    const away = STOPS[id].map((stop) => Math.abs(stop - value));
     fill(find(id), String(value));
-    find(`${id}-slider`).value = closest;
+    find(`${id}-slider`).value = away.indexOf(Math.min(...away));
     find(`${id}-slider`).setAttribute("aria-valuetext", `${value} tokens`);
   }
   fill(find("batch-size"), String(work.batchSize));
@@ -75,7 +78,8 @@ function showSettings(unit, range) {
     input.checked = settings.llms.has(input.value);
     input.parentNode.classList.toggle("unknown", !costNamed(settings.cost).llms[input.value]);
   }
-  for (const input of find("tokens").querySelectorAll("input")) input.checked = settings.tokens.has(Number(input.value));
+  for (const input of find("tokens").querySelectorAll("input"))
+    input.checked = settings.tokens.has(Number(input.value));
 }
 
 // A box being typed in keeps what was typed.
@@ -90,8 +94,9 @@ function usesTimes() {
 function showWorkloadLimits() {
   const fixed = usesTimes();
   for (const id of ["text-tokens", "text-tokens-slider", "cached-text", "batch-size"]) find(id).disabled = fixed;
-  const counts = { llm: "Only text tokens change this cost.", full: "Answers at once change nothing in FLOPs of one answer." }[settings.cost];
-  find("workload-hint").textContent = fixed ? "The times were measured with this text and batch; generated tokens are free." : counts ?? "";
+  find("workload-hint").textContent = fixed
+    ? "The times were measured with this text and batch; generated tokens are free."
+    : { llm: "Only text tokens change this cost.", full: "FLOPs of one answer, however many at once." }[settings.cost];
 }
 
 // A share that moves takes from the others, or leaves them, in proportion; together they stay 100.
@@ -106,19 +111,21 @@ function setShare(name, share) {
 function build() {
   find("version").textContent = data.version;
   buildLegend(find("legend"));
-  find("cost").append(...data.costs.map(({ name }) =>
-    element("label", {}, element("input", { type: "radio", name: "cost", value: name }), element("span", {}, COST_NAMES[name]))));
+  const choice = (type, name, value, text) =>
+    element("label", {}, element("input", { type, name, value }), element("span", {}, text));
+  find("cost").append(...data.costs.map(({ name }) => choice("radio", "cost", name, COST_NAMES[name])));
   for (const unit of new Set(data.costs.map((model) => model.unit))) {
     const box = element("input", { type: "text", size: 10, name: unit, placeholder: "no limit", spellcheck: false });
     find("other-budgets").append(element("label", { className: "pair narrow" }, `${UNIT_NAMES[unit]} at most`, box));
   }
   for (const [id, stops] of Object.entries(STOPS)) find(`${id}-slider`).max = stops.length - 1;
-  find("mix").append(...data.families.map(({ name }) => element("label", { className: "share" }, element("span", {}, name),
-    element("input", { type: "range", min: 0, max: 100, step: 1, name }), element("output"))));
+  for (const { name } of data.families) {
+    const slider = element("input", { type: "range", min: 0, max: 100, step: 1, name });
+    find("mix").append(element("label", { className: "share" }, element("span", {}, name), slider, element("output")));
+  }
   find("mix-field").hidden = data.families.length < 2;
-  const chip = (value, text) => element("label", {}, element("input", { type: "checkbox", value }), element("span", {}, text));
-  find("llms").append(...data.llms.map((llm) => chip(llm.name, llm.name)));
-  find("tokens").append(...data.tokens.map((tokens) => chip(String(tokens), String(tokens))));
+  find("llms").append(...data.llms.map(({ name }) => choice("checkbox", "llm", name, name)));
+  find("tokens").append(...data.tokens.map((tokens) => choice("checkbox", "token-count", tokens, tokens)));
 }
 
 function changeAmount(amounts, unit, text) {
@@ -180,7 +187,8 @@ function start() {
     if (taken) target.removeAttribute("aria-invalid");
     else target.setAttribute("aria-invalid", "true");
     if (taken) renderSoon();
-    else if (target.id === "budget") find("budget-hint").textContent = `Write an amount like ${EXAMPLES[costNamed(settings.cost).unit]}.`;
+    else if (target.id === "budget")
+      find("budget-hint").textContent = `Write an amount like ${EXAMPLES[costNamed(settings.cost).unit]}.`;
   });
   form.addEventListener("focusout", renderSoon);
   form.addEventListener("submit", (event) => event.preventDefault());

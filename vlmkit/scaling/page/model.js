@@ -98,8 +98,10 @@ function shareBest(choices) {
 }
 
 // The models of the limits in other units; FLOPs are those of the first model that counts them.
-const limitsBeside = (unit, limits) => data.costs.filter((model, index) =>
-  model.unit !== unit && limits[model.unit] !== undefined && data.costs.findIndex((one) => one.unit === model.unit) === index);
+function limitsBeside(unit, limits) {
+  const others = data.costs.filter((model) => model.unit !== unit && limits[model.unit] !== undefined);
+  return others.filter((model, index) => others.findIndex((one) => one.unit === model.unit) === index);
+}
 
 // The answer to the settings: all choices whose cost is known, those within every budget (best first), the frontier.
 function answer(settings) {
@@ -113,7 +115,8 @@ function answer(settings) {
   for (const llm of data.llms.filter((one) => settings.llms.has(one.name)))
     for (const tokens of data.tokens.filter((count) => settings.tokens.has(count))) {
       const spent = costOf(cost, llm, tokens, work);
-      if (spent !== undefined && keeps(llm, tokens)) all.push({ llm, tokens, cost: spent, error: predict(parts, llm, tokens) });
+      if (spent !== undefined && keeps(llm, tokens))
+        all.push({ llm, tokens, cost: spent, error: predict(parts, llm, tokens) });
     }
   const byCost = [...all].sort((a, b) => a.cost - b.cost || a.error - b.error);
   const frontier = byCost.filter((choice, index) => byCost.slice(0, index).every((one) => one.error > choice.error));
@@ -130,7 +133,7 @@ function addUncertainty({ parts, within }) {
   if (within.length && within[0].draws) shareBest(within).forEach((share, index) => { within[index].share = share; });
 }
 
-// The closed form of laws whose alpha/beta is the same everywhere: V* = beta Q / (alpha - beta), within the measured counts.
+// The closed form of laws whose alpha/beta is the same everywhere, V* = beta Q / (alpha - beta), within those on offer.
 function optimalTokens(family, textTokens) {
   if (family.form === "additive") return undefined;
   const { alpha, beta } = family.law;

@@ -15,6 +15,7 @@ function element(name, attributes = {}, ...children) {
 }
 const number = (value, places = 3) => element("data", { value: String(value) }, value.toFixed(places));
 const amount = (value, unit) => element("data", { value: String(value) }, formatAmount(value, unit));
+const ends = (interval) => interval.map((end) => end.toFixed(3)).join("–");
 const percent = (share) => (share > 0 && share < 0.01 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
 const costNamed = (name) => data.costs.find((model) => model.name === name);
 const choiceName = (choice) => `${choice.llm.name} with ${choice.tokens} visual token${choice.tokens === 1 ? "" : "s"}`;
@@ -58,28 +59,36 @@ function showAnswer() {
       element("data", { id: "best-tokens", value: String(best.tokens) }, String(best.tokens)),
       ` visual token${best.tokens === 1 ? "" : "s"}`);
     const facts = [
-      ["predicted error", number(best.error), best.interval && `95\u00a0%: ${best.interval.map((end) => end.toFixed(3)).join("–")}`],
+      ["predicted error", number(best.error), best.interval && `95\u00a0%: ${ends(best.interval)}`],
       ["cost", amount(best.cost, unit), `${percent(best.cost / budget)} of budget`],
     ];
-    if (best.share !== undefined) facts.push(["best in", element("data", { value: String(best.share) }, percent(best.share)), "of redraws"]);
+    if (best.share !== undefined)
+      facts.push(["best in", element("data", { value: String(best.share) }, percent(best.share)), "of redraws"]);
     find("answer-facts").replaceChildren(...facts.map(([name, value, more]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, value, more && element("small", {}, more)))));
     find("answer-facts").querySelector("data").id = "best-error";
+    const behind = next && `error ${(next.error - best.error).toFixed(4)} higher, ${formatAmount(next.cost, unit)}`;
     find("answer-next").textContent = next
-      ? `Next: ${choiceName(next)}, error ${(next.error - best.error).toFixed(4)} higher, ${formatAmount(next.cost, unit)}.`
+      ? `Next: ${choiceName(next)}, ${behind}.`
       : "It is the only choice within the budget.";
   }
-  announce(`${best ? "Best choice: " : ""}${find("answer").textContent}${best ? `, predicted error ${best.error.toFixed(3)}` : ""}`);
+  const said = find("answer").textContent;
+  announce(best ? `Best choice: ${said}, predicted error ${best.error.toFixed(3)}` : said);
 }
 
 // Said once the settings rest, not at every step of a slider.
 let announcing;
 function announce(text) {
   clearTimeout(announcing);
-  announcing = setTimeout(() => { if (find("announcement").textContent !== text) find("announcement").textContent = text; }, 500);
+  announcing = setTimeout(() => {
+    if (find("announcement").textContent !== text) find("announcement").textContent = text;
+  }, 500);
 }
 
-const head = (...titles) => element("thead", {}, element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title))));
+function fillTable(id, titles, rows) {
+  const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
+  find(id).replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+}
 // A narrow page hides what all names begin with.
 const nameOf = (llm) => [element("span", { className: "start" }, llm.name.slice(0, commonStart)), shortName(llm)];
 const cell = (...children) => element("td", {}, ...children);
@@ -89,12 +98,14 @@ function showChoices() {
   const rows = (listsAll ? within : within.slice(0, SHORT_LIST)).map((choice, index) => {
     const swatch = shape("svg", { viewBox: "-7 -7 14 14", class: "swatch", "aria-hidden": "true" },
       shape("path", { d: markerOf(choice.llm, 4.6), fill: colourOf(choice.llm) }));
-    const ends = choice.interval && element("small", {}, choice.interval.map((end) => end.toFixed(3)).join("–"));
     return element("tr", { className: index ? "" : "best" },
-      element("th", { scope: "row" }, swatch, ...nameOf(choice.llm)), cell(element("data", { value: String(choice.tokens) }, String(choice.tokens))),
-      cell(number(choice.error, 4), ends), cell(amount(choice.cost, unit)), cell(choice.share === undefined ? "" : percent(choice.share)));
+      element("th", { scope: "row" }, swatch, ...nameOf(choice.llm)),
+      cell(number(choice.tokens, 0)),
+      cell(number(choice.error, 4), choice.interval && element("small", {}, ends(choice.interval))),
+      cell(amount(choice.cost, unit)),
+      cell(choice.share === undefined ? "" : percent(choice.share)));
   });
-  find("choices").replaceChildren(head("LLM", "Visual tokens", "Predicted error", "Cost", "Best in"), element("tbody", {}, ...rows));
+  fillTable("choices", ["LLM", "Visual tokens", "Predicted error", "Cost", "Best in"], rows);
   find("more").hidden = within.length <= SHORT_LIST;
   find("more").textContent = listsAll ? `Show the best ${SHORT_LIST} only` : `Show all ${within.length}`;
 }
@@ -106,10 +117,10 @@ function showFamilies() {
     const optimum = optimalTokens(family, prefilledText(settings.work));
     return element("tr", {}, element("th", { scope: "row" }, family.name),
       cell(best ? element("data", { value: best.llm.name }, ...nameOf(best.llm)) : "nothing fits"),
-      cell(best ? element("data", { value: String(best.tokens) }, String(best.tokens)) : ""),
+      cell(best ? number(best.tokens, 0) : ""),
       cell(best ? number(best.error, 4) : ""), cell(optimum === undefined ? "depends on N" : digits(optimum)));
   });
-  find("families").replaceChildren(head("Family", "LLM", "Visual tokens", "Predicted error", "V*"), element("tbody", {}, ...rows));
+  fillTable("families", ["Family", "LLM", "Visual tokens", "Predicted error", "V*"], rows);
   find("alone").hidden = data.families.length < 2;
 }
 
@@ -118,15 +129,16 @@ function showNotes() {
     `${family.name}: error = ${family.formula} (N in billions of parameters, V visual tokens), within ` +
     `${(100 * family.worst).toFixed(1)} % of every measured point.`,
     ...family.notes.map((note) => `${family.name}: ${note}`)]);
-  const beyond = (values, [low, high]) => values.filter((value) => value < low * (1 - 1e-9) || value > high * (1 + 1e-9));
   const shown = result.parts.map(({ family }) => family);
-  const large = data.llms.filter((llm) => settings.llms.has(llm.name) && shown.some((family) => beyond([llm.billions], family.sizes).length));
-  const counts = data.tokens.filter((tokens) => settings.tokens.has(tokens) && shown.some((family) => beyond([tokens], family.measuredTokens).length));
-  if (large.length) notes.unshift(`Extrapolated in size, beyond the measured LLMs: ${large.map((llm) => llm.name).join(", ")}.`);
+  const outside = (value, range) => shown.some((family) => value < family[range][0] || value > family[range][1]);
+  const llms = data.llms.filter((llm) => settings.llms.has(llm.name) && outside(llm.billions, "sizes"));
+  const counts = data.tokens.filter((tokens) => settings.tokens.has(tokens) && outside(tokens, "measuredTokens"));
+  if (llms.length) notes.unshift(`Extrapolated in size: ${llms.map((llm) => llm.name).join(", ")}.`);
   if (counts.length) notes.unshift(`Extrapolated in visual tokens: ${counts.join(", ")}.`);
   notes.push("V* is the best number of visual tokens if LLMs came in every size, for the cost 2N(Q + V).");
   if (shown.every((family) => family.draws))
-    notes.push(`Intervals (95 %) and "best in" come from ${shown[0].draws.alpha.length} laws refitted to redrawn measurements.`);
+    notes.push(`Intervals (95 %), and in how many redraws a choice has the least error ("best in"), come from ` +
+      `${shown[0].draws.alpha.length} laws refitted to redrawn measurements.`);
   find("notes").replaceChildren(...notes.map((note) => element("li", {}, note)));
 }
 
@@ -146,9 +158,10 @@ function commandLine() {
   words.push(`--cost ${settings.cost}`, `--text-tokens ${work.textTokens}`, `--new-tokens ${work.newTokens}`);
   if (work.cachedText) words.push("--cached-text");
   if (work.batchSize > 1) words.push(`--batch-size ${work.batchSize}`);
-  if (result.parts.length > 1)
-    words.push(`--mix ${result.parts.map(({ family }) => `${shellWord(family.name)}=${settings.mix[family.name]}`).join(",")}`);
+  const mix = result.parts.map(({ family }) => `${shellWord(family.name)}=${settings.mix[family.name]}`);
+  if (mix.length > 1) words.push(`--mix ${mix.join(",")}`);
   const inOrder = (values, chosen) => values.filter((value) => chosen.has(value)).join(",");
-  words.push(`--llms ${inOrder(data.llms.map((llm) => llm.name), settings.llms)}`, `--tokens ${inOrder(data.tokens, settings.tokens)}`);
+  words.push(`--llms ${inOrder(data.llms.map((llm) => llm.name), settings.llms)}`);
+  words.push(`--tokens ${inOrder(data.tokens, settings.tokens)}`);
   return words.join(" ");
 }

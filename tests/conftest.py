@@ -10,9 +10,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+if TYPE_CHECKING:
+    from vlmkit.scaling.family_law import FamilyLaw
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@cache
+def _fit_once(name: str, rows: tuple[Any, ...], law: Any, loss: Any) -> FamilyLaw:
+    from vlmkit.scaling.family_law import fit_family
+
+    return fit_family(name, rows, law, loss)
+
+
+@pytest.fixture
+def laws_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of what is asked of a law share its fit and bootstrap, which take most of an answer's time."""
+    monkeypatch.setattr(
+        "vlmkit.scaling.frontier.fit_family", lambda name, rows, law, loss: _fit_once(name, tuple(rows), law, loss)
+    )
 
 
 @pytest.fixture(autouse=True)

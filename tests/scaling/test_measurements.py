@@ -145,7 +145,12 @@ def test_tables_need_three_columns_and_know_the_registry(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": 43.2}, "fractions in 0..1: divide percentages by 100"),
+        ({"score": 43.2}, "fractions in 0..1; it looks like a percentage: divide all by 100"),
+        ({"score": -0.1}, "fractions in 0..1; correct it"),
+        ({"score": 430}, "fractions in 0..1; correct it"),
+        ({"stderr": -0.1}, "cannot be negative"),
+        ({"stderr": "?"}, "stderr .* not a number"),
+        ({"compressor": "quecc", "query": "all"}, "one of llm, embed_mean, none"),
         ({"score": "nan"}, "not a number"),
         ({"score": "n/a"}, "not a number"),
         ({"score": ""}, "no score"),
@@ -168,14 +173,43 @@ def test_bad_cells_are_refused(tmp_path, change, message):
         ({"data_revision": "other"}, "come from different data: evaluate all runs in the same way"),
         ({"limit": 10}, "come from different --limit"),
         ({"scoring": "lmms-eval"}, "come from different scoring"),
-        ({"compressor": "quecc"}, "mix the compressors avgpool and quecc"),
-        ({"query": "none"}, r"mix the compressors avgpool and avgpool \(query none\)"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, change, message):
     runs = [write_run(tmp_path / "a", {}), write_run(tmp_path / "b", {"visual_tokens": 16, **change})]
     with pytest.raises(UserError, match=message):
         load_measurements(runs)
+
+
+def test_compressors_are_series_of_their_own(tmp_path):
+    changes = [{}, {"compressor": "quecc", "query": "llm"}, {"compressor": "quecc", "query": "none"}]
+    runs = [write_run(tmp_path / str(i), change, {**change, "family": "ocr"}) for i, change in enumerate(changes)]
+    found = load_measurements(runs)
+    labels = ["avgpool", "quecc, query llm", "quecc, query none"]
+    assert found.families == [f"{family} ({label})" for label in labels for family in ("reasoning", "ocr")]
+    assert [row.compressor_label for row in found.rows] == [label for label in labels for _ in range(2)]
+    assert load_measurements(runs[:1]).families == ["reasoning", "ocr"]
+
+
+def test_a_row_twice_is_refused_unless_seeds_differ(tmp_path):
+    row = {"llm": "7b", "visual_tokens": 4, "score": 0.5}
+    with pytest.raises(UserError, match=r"qwen1\.5-7b with 4 visual tokens more than once"):
+        load_measurements([write_csv(tmp_path / "t.csv", row, {**row, "score": 0.6})])
+    found = load_measurements([write_csv(tmp_path / "u.csv", {**row, "seed": 0}, {**row, "score": 0.75, "seed": 1})])
+    assert [row.error for row in found.rows] == [0.5, 0.25]
+    run = write_run(tmp_path / "a", {})
+    with pytest.raises(UserError, match="more than once"):
+        load_measurements([run, run])
+
+
+def test_columns_by_other_names(tmp_path):
+    path = write_csv(tmp_path / "t.csv", {"model": "7b", "visual_tokens": 4, "acc": 0.5, "se": 0.01})
+    row = load_measurements([path], {"llm": "model", "score": "acc", "stderr": "se"}).rows[0]
+    assert (row.llm.name, row.error, row.stderr) == ("qwen1.5-7b", 0.5, 0.01)
+    with pytest.raises(UserError, match=r"no llm.*it has acc, model, se, visual_tokens; --columns llm=COLUMN"):
+        load_measurements([path])
+    with pytest.raises(UserError, match="no column accuracy; it has acc"):
+        load_measurements([path], {"score": "accuracy"})
 
 
 def test_runs_and_tables_by_name_do_not_mix(tmp_path):

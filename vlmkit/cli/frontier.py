@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmkit.cli.options import JsonOption
-from vlmkit.cli.output import print_json, print_note, print_table
+from vlmkit.cli.options import Format, FormatOption, JsonOption, parse_counts
+from vlmkit.cli.output import print_note
 
 if TYPE_CHECKING:
-    from vlmkit.scaling.frontier import FamilyAnswer, Frontier
+    from vlmkit.scaling.candidates import Pricing
+    from vlmkit.scaling.frontier import Question
+
+
+class Cost(str, Enum):
+    """What is counted."""
+
+    llm = "llm"
+    full = "full"
+    latency = "latency"
+    memory = "memory"
+
+
+class Law(str, Enum):
+    """The form of the law."""
+
+    product = "product"
+    additive = "additive"
+    loglinear = "log-linear"
+    auto = "auto"
+
+
+class Loss(str, Enum):
+    """What a fit minimises."""
+
+    squared = "squared"
+    huber = "huber"
+
+
+def _option(panel: str, text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
 def frontier(
@@ -22,114 +54,180 @@ def frontier(
         ),
     ] = None,
     measurements: Annotated[
-        list[Path] | None, typer.Option("--measurements", "-m", help="The same as the RUNS argument.")
+        list[Path] | None, _option("Measurements and law", "The same as the RUNS argument.", "--measurements", "-m")
     ] = None,
+    columns: Annotated[
+        str | None, _option("Measurements and law", "Columns of own tables: score=accuracy,llm=model.")
+    ] = None,
+    law: Annotated[
+        Law, _option("Measurements and law", "Form of the law; auto: the one with the lowest AICc.")
+    ] = Law.product,
+    loss: Annotated[
+        Loss,
+        _option("Measurements and law", "huber: fit again by Huber's loss of log residuals, and say what it changes."),
+    ] = Loss.squared,
     budget: Annotated[
-        str | None, typer.Option(help="FLOPs for one answer: 5e12, 5TFLOPs, 800GFLOPs. Without it: a range of budgets.")
+        list[str] | None,
+        _option("Cost", "FLOPs (5e12, 5TFLOPs), time (50ms) or memory (24GB); several hold at once. None: a range."),
     ] = None,
-    text_tokens: Annotated[int, typer.Option(help="Text tokens beside the image; 0 where they are cached.")] = 50,
+    cost: Annotated[
+        Cost | None,
+        _option("Cost", "llm: 2N(Q + V). full: all FLOPs. Default: of the first budget's unit, FLOPs: llm."),
+    ] = None,
+    latency_table: Annotated[Path | None, _option("Cost", "Measured times: the file that vlmkit bench wrote.")] = None,
+    text_tokens: Annotated[
+        int | None, _option("Cost", "Text tokens beside the image. Default: 50, or the latency table's.")
+    ] = None,
+    cached_text: Annotated[
+        bool, _option("Cost", "The text was read before and costs no prefill.", "--cached-text")
+    ] = False,
+    new_tokens: Annotated[int | None, _option("Cost", "Tokens of the answer. Default: 1, or the table's.")] = None,
+    batch_size: Annotated[int | None, _option("Cost", "Answers at a time. Default: 1, or the table's.")] = None,
+    tower: Annotated[str, _option("Cost", "Vision tower, for costs full and memory.")] = "ViT-L-14-336",
+    image_size: Annotated[int | None, _option("Cost", "Image side in pixels. Default: the tower's.")] = None,
+    compressor: Annotated[str | None, _option("Cost", "Default: the one that was measured, or avgpool.")] = None,
     llms: Annotated[
         str | None,
-        typer.Option(
-            help="Candidate LLMs, comma-separated: 7b,14b,32b. Default: the measured ones (published: to 14B)."
+        _option(
+            "Question",
+            "Candidates: 7b,14b,qwen2.5 (a family's every size). Default: those measured; published: to 14B.",
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Candidate visual token counts: 1,16,64. Default: the measured ones.")
+        str | None, _option("Question", "Candidate visual token counts: 1,16,64. Default: the measured ones.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Choices shown for each family.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw error against cost into this .png, .svg or .pdf.")] = None,
+    continuous: Annotated[
+        bool, _option("Question", "Candidates of every size that spends the budget.", "--continuous")
+    ] = False,
+    compare: Annotated[str | None, _option("Question", "Only these choices, side by side: 7b:576,14b:64.")] = None,
+    mix: Annotated[str | None, _option("Question", "Also answer for a mean: reasoning=0.7,ocr=0.3.")] = None,
+    target_error: Annotated[
+        str | None, _option("Question", "The cheapest choice predicted to reach 0.5, or reasoning=0.5,mix=0.6.")
+    ] = None,
+    top: Annotated[int, _option("Output", "Choices shown for each answer.", min=1)] = 5,
+    plot: Annotated[Path | None, _option("Output", "Draw error against cost into this .png, .svg or .pdf.")] = None,
+    output: FormatOption = Format.table,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to measurements and choose the LLM and the number of visual tokens for a budget."""
-    from vlmkit.scaling.budgets import Unit, parse_budget
+    from vlmkit.cli.frontier_tables import print_frontier
+    from vlmkit.errors import UserError
     from vlmkit.scaling.frontier import find_frontier
     from vlmkit.scaling.measurements import load_measurements
 
     paths = [*(measurements or []), *(runs or [])]
-    answer = find_frontier(
-        load_measurements(paths) if paths else None,
-        budget=None if budget is None else parse_budget(budget, [Unit.flops]).amount,
-        text_tokens=text_tokens,
-        llms=_names(llms),
-        tokens=_counts(tokens),
+    named = dict(_pairs("--columns", columns, "score=accuracy,llm=model"))
+    if named and not paths:
+        raise UserError("--columns names the columns of own tables: give these too.")
+    pricing = _pricing(
+        budget or [],
+        cost and cost.value,
+        latency_table,
+        {"text_tokens": text_tokens, "new_tokens": new_tokens, "cached_text": cached_text, "batch_size": batch_size},
+        (tower, compressor, image_size),
     )
+    question = _question(pricing, llms, tokens, continuous, compare, mix, target_error)
     if plot:
-        from vlmkit.scaling.plot import plot_frontier
+        # Before anything is printed: matplotlib is slow, and a wrong suffix must not come after the answer.
+        from vlmkit.scaling.plot import check_picture, plot_frontier
 
-        plot_frontier(answer, plot)
-    if as_json:
-        print_json(answer.to_json(top))
-    elif answer.budget is None:
-        _print_range(answer)
-    else:
-        for family in answer.families:
-            _print_family(family, answer, top)
-    for family_name, reason in answer.unfitted.items():
-        print_note(f"No law for {family_name}: {reason}")
+        check_picture(plot)
+    found = find_frontier(load_measurements(paths, named) if paths else None, question, law=law.value, loss=loss.value)
+    if plot:
+        plot_frontier(found, plot)
+    print_frontier(found, top, Format.json if as_json else output)
     if plot:
         print_note(f"Picture: {plot}")
 
 
-def _names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+def _pricing(
+    budgets: list[str],
+    cost: Any,
+    latency_table: Path | None,
+    workload: dict[str, Any],
+    vision: tuple[str, str | None, int | None],
+) -> Pricing:
+    from dataclasses import replace
+
+    from vlmkit.scaling.budgets import parse_budgets
+    from vlmkit.scaling.candidates import Pricing
+    from vlmkit.scaling.cost import VisionSide
+    from vlmkit.scaling.latency import LatencyTable
+    from vlmkit.scaling.workload import Workload
+
+    table = LatencyTable.load(latency_table) if latency_table else None
+    # A table was measured for one workload; what is not asked for is what was measured.
+    given = {name: value for name, value in workload.items() if value is not None and value is not False}
+    tower, compressor, image_size = vision
+    return Pricing(
+        parse_budgets(budgets),
+        cost,
+        replace(table.workload if table else Workload(), **given),
+        VisionSide.of(tower, compressor or "avgpool", image_size),
+        follows_measured=compressor is None,
+        table=table,
+    )
 
 
-def _counts(text: str | None) -> list[int] | None:
+def _question(
+    pricing: Pricing,
+    llms: str | None,
+    tokens: str | None,
+    continuous: bool,
+    compare: str | None,
+    mix: str | None,
+    target_error: str | None,
+) -> Question:
+    from vlmkit.scaling.frontier import Question
+
+    targets: Any = None
+    if target_error is not None:
+        each = "=" in target_error
+        example = "0.5 or reasoning=0.5,mix=0.6"
+        targets = (
+            dict(_numbers("--target-error", target_error, example))
+            if each
+            else _number("--target-error", target_error, example)
+        )
+    return Question(
+        pricing,
+        llms=[name.strip() for name in llms.split(",") if name.strip()] if llms else None,
+        tokens=parse_counts(tokens) if tokens else None,
+        continuous=continuous,
+        compare=[(llm, _count(count)) for llm, count in _pairs("--compare", compare, "7b:576,14b:64", ":")],
+        mix=dict(_numbers("--mix", mix, "reasoning=0.7,ocr=0.3")),
+        target_error=targets,
+    )
+
+
+def _pairs(option: str, text: str | None, example: str, sign: str = "=") -> Iterable[tuple[str, str]]:
+    """``a=1,b=2`` as pairs."""
+    from vlmkit.errors import UserError
+
+    for part in text.split(",") if text else ():
+        name, found, value = part.rpartition(sign)
+        if not (found and name.strip() and value.strip()):
+            raise UserError(f"{option} {text!r} has a part without {sign!r}; write it like {example}.")
+        yield name.strip(), value.strip()
+
+
+def _numbers(option: str, text: str | None, example: str) -> Iterable[tuple[str, float]]:
+    for name, value in _pairs(option, text, example):
+        yield name, _number(option, value, example)
+
+
+def _number(option: str, text: str, example: str) -> float:
     from vlmkit.errors import UserError
 
     try:
-        return [int(count) for count in text.split(",")] if text else None
+        return float(text)
     except ValueError:
-        raise UserError(f"--tokens takes whole numbers separated by commas, such as 1,16,64, not {text!r}.") from None
+        raise UserError(f"{option} has {text!r} where a number belongs; write it like {example}.") from None
 
 
-def _print_family(answer: FamilyAnswer, frontier: Frontier, top: int) -> None:
-    from vlmkit.scaling.budgets import format_flops, format_params
+def _count(text: str) -> int:
+    from vlmkit.errors import UserError
 
-    best = answer.best
-    print_table(
-        f"{answer.family} within {format_flops(frontier.budget or 0)}: "
-        f"{best.llm.name} with {best.visual_tokens} visual tokens",
-        ["", "LLM", "parameters", "visual tokens", "predicted error", "cost"],
-        [
-            (
-                "best" if choice is best else "",
-                choice.llm.name,
-                format_params(choice.llm.num_params),
-                choice.visual_tokens,
-                f"{choice.error:.4f}",
-                format_flops(choice.flops),
-            )
-            for choice in answer.candidates[:top]
-        ],
-        [_law(answer, frontier.text_tokens), *answer.notes],
-    )
-
-
-def _print_range(frontier: Frontier) -> None:
-    from vlmkit.scaling.budgets import format_flops
-
-    rows = []
-    for budget in frontier.budgets():
-        choices = [answer.best_within(budget) for answer in frontier.families]
-        cells = [f"{c.llm.name} x {c.visual_tokens} ({c.error:.3f})" if c else "" for c in choices]
-        rows.append([format_flops(budget), *cells])
-    families = frontier.families
-    shared = [note for note in families[0].notes if all(note in answer.notes for answer in families)]
-    notes = ["A choice is LLM x visual tokens (predicted error)."]
-    for answer in families:
-        own = [note for note in answer.notes if note not in shared]
-        notes += [f"{answer.family}: {line}" for line in [_law(answer, frontier.text_tokens), *own]]
-    print_table(
-        "What to deploy as the budget grows", ["budget", *(a.family for a in families)], rows, [*notes, *shared]
-    )
-
-
-def _law(answer: FamilyAnswer, text_tokens: int) -> str:
-    law, fit = answer.fit.law, answer.fit
-    return (
-        f"error = {law.formula()} (N in billions), within "
-        f"{fit.max_relative_error:.1%} of {fit.num_points} points; if LLMs came in every size, "
-        f"{answer.optimal_visual_tokens:.3g} visual tokens would be best at any budget (text tokens: {text_tokens})."
-    )
+    if not text.isdecimal():
+        raise UserError(f"--compare has {text!r} where a number of visual tokens belongs; write it like 7b:576,14b:64.")
+    return int(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -47,7 +48,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         table.add_row(*row)
     _out.print(table)
     for note in notes:
-        _out.print(Text(f"  {note}", style="dim"))
+        _out.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False))
 
 
 def print_markdown(

@@ -47,18 +47,25 @@ class Comparison:
     lines: tuple[ComparedRow, ...]
 
     def table(self) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """Columns and lines for people: a line a measurement; two columns a run, its score and its difference."""
-        first, *others = self.runs
-        columns = ["benchmark", "family", "metric", "variant", "tokens", "scoring", "limit", "data", first]
+        """Columns and lines for people: a line a measurement; two columns a run, its score and its difference.
+
+        Scoring, limit and data are told only where they make two lines differ that are alike otherwise.
+        """
+        first, *others = _short(self.runs)
+        columns = ["benchmark", "of", "metric", "tokens", "scoring", "limit", "data", first]
         columns += [column for run in others for column in (run, f"difference to {first}")]
-        revisions: dict[tuple[Any, ...], set[str]] = {}
+        alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         for line in self.lines:
-            revisions.setdefault(_labels(line.measured), set()).add(line.measured.data_revision)
+            alike.setdefault(_labels(line.measured), []).append(_protocol(line.measured))
         table = []
         for line in self.lines:
-            labels, revision = _labels(line.measured), line.measured.data_revision
-            cells = [*labels, revision[:8] if len(revisions[labels]) > 1 else "", _score(line.rows.get(first))]
-            for run in others:
+            labels, protocol = _labels(line.measured), _protocol(line.measured)
+            told = [
+                word if len(set(words)) > 1 else ""
+                for word, words in zip(protocol, zip(*alike[labels], strict=True), strict=True)
+            ]
+            cells = [*labels, *told, _score(line.rows.get(self.runs[0]))]
+            for run in self.runs[1:]:
                 cells += [_score(line.rows.get(run)), _gain(line.differences.get(run))]
             table.append(tuple(cells))
         return columns, table
@@ -171,8 +178,19 @@ def _differences(
 
 
 def _labels(row: ResultRow) -> tuple[Any, ...]:
-    limit = "" if row.limit is None else row.limit
-    return row.benchmark, row.family, row.metric, row.variant, row.visual_tokens, row.scoring, limit
+    of = " ".join(word for word in (row.family, row.variant) if word not in ("", "all", row.benchmark))
+    return row.benchmark, of, row.metric, row.visual_tokens
+
+
+def _protocol(row: ResultRow) -> tuple[Any, ...]:
+    return row.scoring, row.limit or "", row.data_revision[:8]
+
+
+def _short(runs: Sequence[str]) -> list[str]:
+    """The ends of the paths, long enough to tell them apart."""
+    parts = [Path(run).parts for run in runs]
+    length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def _score(row: ResultRow | None) -> str:

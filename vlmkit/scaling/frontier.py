@@ -4,239 +4,206 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vlmkit.errors import UserError
-from vlmkit.scaling.budgets import format_flops, format_params
-from vlmkit.scaling.fit import Fit, fit_law
-from vlmkit.scaling.flops import prefill_flops
-from vlmkit.scaling.measurements import Measurement, Measurements, SizedLLM, load_published
+from vlmkit.scaling.answer import Answer, answer
+from vlmkit.scaling.candidates import Pricing, name_llms, offer, offer_every_size
+from vlmkit.scaling.family_law import FamilyLaw, LawName, Mix, Predictor, fit_family
+from vlmkit.scaling.fit import Loss
+from vlmkit.scaling.measurements import Basis, Measurements, SizedLLM, load_published
 
 PUBLISHED_CANDIDATES = ("qwen1.5-0.5b", "qwen1.5-1.8b", "qwen1.5-4b", "qwen1.5-7b", "qwen1.5-14b")
 """Sizes the paper fits (0.5B to 7B) or validates (14B); larger ones are an extrapolation that has to be asked for."""
+MIX = "mix"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One choice: an LLM and a number of visual tokens, with its cost and the error the law predicts."""
+class Question:
+    """What is asked: under which costs, of which candidates, for which families.
 
-    llm: SizedLLM
-    visual_tokens: int
-    flops: float
-    error: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "llm": self.llm.name,
-            "num_params": self.llm.num_params,
-            "visual_tokens": self.visual_tokens,
-            "flops": self.flops,
-            "error": self.error,
-        }
-
-
-@dataclass(frozen=True)
-class FamilyAnswer:
-    """The law of one family of benchmarks and the choices, best first.
-
-    ``considered`` are all candidates, ``candidates`` those within the budget (there is at least one).
+    Candidates are ``llms`` by name (default: the measured ones; for the published measurements Qwen1.5 up to 14B) with
+    each number of visual tokens in ``tokens`` (default: those measured); or LLMs of every size (``continuous``); or the
+    pairs in ``compare``, whatever they cost. ``mix`` gives families weights, and so a mean of their errors as one more
+    answer. ``target_error`` turns the question round: the least cost that is predicted to reach it, one for all answers
+    or by name. Raises UserError for what contradicts itself.
     """
 
-    family: str
-    measurements: tuple[Measurement, ...]
-    fit: Fit
-    optimal_visual_tokens: float
-    considered: tuple[Candidate, ...]
-    candidates: tuple[Candidate, ...]
-    notes: tuple[str, ...]
+    pricing: Pricing = field(default_factory=Pricing)
+    llms: Sequence[str] | None = None
+    tokens: Sequence[int] | None = None
+    continuous: bool = False
+    compare: Sequence[tuple[str, int]] = ()
+    mix: Mapping[str, float] = field(default_factory=dict)
+    target_error: float | Mapping[str, float] | None = None
 
-    @property
-    def best(self) -> Candidate:
-        return self.candidates[0]
+    def __post_init__(self) -> None:
+        counts = [*(self.tokens or ()), *(count for _, count in self.compare)]
+        if counts and min(counts) < 1:
+            raise UserError(f"A candidate has {min(counts)} visual tokens; it needs at least 1.")
+        if self.compare and (self.llms or self.tokens or self.continuous):
+            raise UserError("The choices to compare are all candidates: leave --llms, --tokens and --continuous out.")
+        if self.continuous and (self.llms or self.target_error is not None):
+            raise UserError("--continuous takes LLMs of every size at a budget: leave --llms and --target-error out.")
+        if any(not (math.isfinite(weight) and weight > 0) for weight in self.mix.values()):
+            raise UserError("The weights of a mix must be positive; leave out families that do not matter.")
+        targets = self.target_error.values() if isinstance(self.target_error, Mapping) else [self.target_error]
+        if any(target is not None and not 0 < target < 1 for target in targets):
+            raise UserError("An error to reach is 1 - score, so between 0 and 1, like 0.5.")
 
-    def best_within(self, budget: float) -> Candidate | None:
-        """The best candidate that costs at most ``budget`` FLOPs, if there is one."""
-        return next((candidate for candidate in self.candidates if candidate.flops <= budget), None)
-
-    def to_json(self, top: int) -> dict[str, Any]:
-        law = self.fit.law
-        return {
-            "law": {
-                "form": law.form,
-                "coefficients": law.coefficients,
-                "exponents": {"alpha": law.alpha, "beta": law.beta},
-                "floor": law.floor,
-                "max_relative_error": self.fit.max_relative_error,
-            },
-            "optimal_visual_tokens": self.optimal_visual_tokens,
-            "best": self.best.to_json(),
-            "candidates": [candidate.to_json() for candidate in self.candidates[:top]],
-            "notes": list(self.notes),
-        }
+    def target(self, name: str) -> float | None:
+        """The error that the answer ``name`` is to reach."""
+        return self.target_error.get(name) if isinstance(self.target_error, Mapping) else self.target_error
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The answer for every family. ``budget`` is in FLOPs; None: no limit.
+    """The answers: families in the order of the measurements, then the mix, one for each compressor that was measured.
 
-    ``unfitted`` gives the reason for each family that cannot identify a law.
+    ``unanswered`` gives the reason for each family or mix without an answer.
     """
 
-    budget: float | None
-    text_tokens: int
-    families: tuple[FamilyAnswer, ...]
-    unfitted: Mapping[str, str]
+    question: Question
+    basis: Basis
+    answers: tuple[Answer, ...]
+    unanswered: Mapping[str, str]
+
+    @property
+    def pricing(self) -> Pricing:
+        return self.answers[0].pricing
+
+    @property
+    def asks_for_range(self) -> bool:
+        """Whether there is neither a budget nor anything else to choose by: then the answer is one for each budget."""
+        question = self.question
+        return not (question.pricing.budgets or question.compare or question.target_error is not None)
 
     def budgets(self, count: int = 8) -> list[float]:
-        """At most ``count`` budgets in FLOPs, evenly spaced in their logarithm over the costs of the candidates.
+        """At most ``count`` budgets of primary cost, evenly spaced in their logarithm over the costs of the choices.
 
-        A budget at which no family's best choice differs from that at the budget before is left out.
+        A budget at which no best choice differs from that at the budget before is left out.
         """
-        costs = [candidate.flops for answer in self.families for candidate in answer.candidates]
-        choices: dict[tuple[Candidate | None, ...], float] = {}
+        primary = self.pricing.primary.name
+        costs = [choice.costs[primary] for found in self.answers for choice in found.choices]
+        choices: dict[tuple[Any, ...], float] = {}
         for budget in map(_round_up, np.geomspace(min(costs), max(costs), count)):
-            choices.setdefault(tuple(answer.best_within(budget) for answer in self.families), budget)
+            best = [found.best_within(budget) for found in self.answers]
+            choices.setdefault(tuple(choice and (choice.llm, choice.visual_tokens) for choice in best), budget)
         return list(choices.values())
 
     def to_json(self, top: int) -> dict[str, Any]:
-        """One JSON-ready object with ``top`` candidates a family; without a budget also the best at several budgets."""
-        families = {answer.family: answer.to_json(top) for answer in self.families}
-        if self.budget is None:
-            for answer in self.families:
-                best = {budget: answer.best_within(budget) for budget in self.budgets()}
-                families[answer.family]["frontier"] = [
+        """One JSON-ready object with ``top`` choices an answer; of a range also the best at each budget."""
+        answers = {found.name: found.to_json(top) for found in self.answers}
+        if self.asks_for_range:
+            for found in self.answers:
+                best = {budget: found.best_within(budget) for budget in self.budgets()}
+                answers[found.name]["frontier"] = [
                     {"budget": budget, **choice.to_json()} for budget, choice in best.items() if choice
                 ]
-        return {"budget": self.budget, "text_tokens": self.text_tokens, "families": families}
+        pricing = self.pricing
+        return {
+            "budgets": {unit.value: budget.amount for unit, budget in pricing.budgets.items()},
+            "cost": pricing.primary.name,
+            "workload": vars(pricing.workload),
+            "basis": self.basis,
+            "answers": answers,
+            "unanswered": dict(self.unanswered),
+        }
 
 
 def find_frontier(
     measurements: Measurements | None = None,
+    question: Question | None = None,
     *,
-    budget: float | None = None,
-    text_tokens: int = 50,
-    llms: Sequence[str] | None = None,
-    tokens: Sequence[int] | None = None,
+    law: LawName = "product",
+    loss: Loss = "squared",
 ) -> Frontier:
-    """Fit the product law to every family and rank the candidates within the budget by predicted error.
+    """Fit a law to every family of the measurements (default: the published ones) and answer the question.
 
-    ``measurements`` default to the published ones. Candidates are ``llms`` by name (default: the measured ones; for the
-    published measurements Qwen1.5 up to 14B) with each number of visual tokens in ``tokens`` (default: the family's
-    measured ones); the cost is 2 N (Q + V) with Q = ``text_tokens``. Raises UserError where no family can identify
-    the law, where an LLM is unknown and where the budget is below the cheapest candidate.
+    ``law`` and ``loss`` are as in :func:`vlmkit.scaling.family_law.fit_family`. Raises UserError where nothing can be
+    answered: no family identifies the law, an LLM or family is unknown, the budget is below the cheapest candidate.
     """
-    if text_tokens < 0:
-        raise UserError(f"The number of text tokens is {text_tokens}; it cannot be negative (0: the text is cached).")
-    if tokens and min(tokens) < 1:
-        raise UserError(f"A candidate has {min(tokens)} visual tokens; it needs at least 1.")
+    question = question or Question()
+    llms = question.llms
     if measurements is None:
         measurements, llms = load_published(), llms or PUBLISHED_CANDIDATES
-    sized = [measurements.find_llm(name) for name in llms] if llms else measurements.llms
-    fits: dict[str, Fit] = {}
-    unfitted = dict(measurements.missing)
+    sized = name_llms(measurements, llms) if llms else measurements.llms
+    unanswered = dict(measurements.missing)
+    laws: list[FamilyLaw] = []
     for family in measurements.families:
-        rows = measurements.of(family)
-        sizes, counts = [row.llm.billions for row in rows], [row.visual_tokens for row in rows]
         try:
-            fits[family] = fit_law("product", sizes, counts, [row.error for row in rows])
+            laws.append(fit_family(family, measurements.of(family), law, loss))
         except UserError as error:
-            unfitted[family] = str(error)
-    if not fits:
-        reasons = dict.fromkeys(unfitted.values())
-        raise UserError(" ".join(reasons))
-    answers = tuple(
-        _answer(measurements, family, fit, budget, text_tokens, sized, tokens) for family, fit in fits.items()
+            unanswered[family] = str(error)
+    predictors: list[Predictor] = [*laws, *_mixes(question.mix, laws)]
+    answers: list[Answer] = []
+    for predictor in _asked_for(question, predictors):
+        try:
+            answers.append(_answer(measurements, question, predictor, sized))
+        except UserError as error:
+            unanswered[predictor.name] = str(error)
+    if not answers:
+        raise UserError(" ".join(dict.fromkeys(unanswered.values())))
+    return Frontier(question, measurements.basis, tuple(answers), unanswered)
+
+
+def _mixes(weights: Mapping[str, float], laws: Sequence[FamilyLaw]) -> list[Mix]:
+    """One mix for each compressor with laws for all families of it."""
+    if not weights or not laws:
+        return []
+    total = sum(weights.values())
+    compressors = dict.fromkeys(law.example.compressor_label for law in laws)
+    mixes = []
+    for label in compressors:
+        own = {law.name: law for law in laws if law.example.compressor_label == label}
+        parts = [(own.get(name) or own.get(f"{name} ({label})"), weight / total) for name, weight in weights.items()]
+        found = tuple((law, weight) for law, weight in parts if law is not None)
+        if len(found) == len(parts):
+            mixes.append(Mix(MIX if len(compressors) == 1 else f"{MIX} ({label})", found))
+    if not mixes:
+        raise UserError(
+            f"There are no laws for a mix of {', '.join(weights)}: the families with a law are "
+            f"{', '.join(law.name for law in laws)}."
+        )
+    return mixes
+
+
+def _asked_for(question: Question, predictors: Sequence[Predictor]) -> Sequence[Predictor]:
+    """All predictors, or those with an error to reach. Raises UserError for a name that is not among them."""
+    targets = question.target_error
+    if not isinstance(targets, Mapping):
+        return predictors
+    names = [predictor.name for predictor in predictors]
+    if unknown := [name for name in targets if name not in names]:
+        raise UserError(f"There is no law for {', '.join(unknown)} to reach an error; there are {', '.join(names)}.")
+    return [predictor for predictor in predictors if predictor.name in targets]
+
+
+def _answer(measurements: Measurements, question: Question, law: Predictor, llms: Sequence[SizedLLM]) -> Answer:
+    pricing = question.pricing.behind(law.example)
+    counts = sorted(set(question.tokens or law.counts))
+    notes: list[str] = []
+    if question.compare:
+        pairs = [(name_llms(measurements, [name]), count) for name, count in question.compare]
+        candidates = [pricing.price(llm, count) for found, count in pairs for llm in found]
+    elif question.continuous:
+        candidates = offer_every_size((counts[0], counts[-1]), pricing)
+    else:
+        candidates, notes = offer(llms, counts, pricing, asked_for=bool(question.llms or question.tokens))
+    return answer(
+        law,
+        candidates,
+        pricing,
+        target=question.target(law.name),
+        keep_unaffordable=bool(question.compare),
+        notes=[*notes, *measurements.notes.get(law.name, ())],
     )
-    return Frontier(budget, text_tokens, answers, unfitted)
 
 
 def _round_up(value: float) -> float:
     """``value`` with two significant digits, never below it."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / unit) * unit
-
-
-def _answer(
-    measurements: Measurements,
-    family: str,
-    fit: Fit,
-    budget: float | None,
-    text_tokens: int,
-    llms: Sequence[SizedLLM],
-    tokens: Sequence[int] | None,
-) -> FamilyAnswer:
-    rows = measurements.of(family)
-    counts = sorted(set(tokens or [row.visual_tokens for row in rows]))
-    everything = [
-        Candidate(
-            llm, count, prefill_flops(llm.billions, count, text_tokens), float(fit.law.predict(llm.billions, count))
-        )
-        for llm in llms
-        for count in counts
-    ]
-    everything.sort(key=lambda candidate: (candidate.error, candidate.flops))
-    affordable = [candidate for candidate in everything if budget is None or candidate.flops <= budget]
-    if not affordable:
-        cheapest = min(everything, key=lambda candidate: candidate.flops)
-        raise UserError(
-            f"No candidate fits in {format_flops(budget or 0)}: the cheapest (LLM {cheapest.llm.name}, visual tokens "
-            f"{cheapest.visual_tokens}, text tokens {text_tokens}) costs {format_flops(cheapest.flops)}; "
-            "raise the budget or offer smaller candidates."
-        )
-    notes = [
-        *_fit_notes(fit, affordable),
-        *measurements.notes.get(family, ()),
-        *_extrapolation_notes(fit, affordable),
-        _BASIS_NOTES[measurements.basis],
-    ]
-    optimum = fit.law.optimal_visual_tokens(text_tokens, (counts[0], counts[-1]))
-    assert optimum is not None, "the product law's optimum is the same at any budget"
-    return FamilyAnswer(family, tuple(rows), fit, float(optimum), tuple(everything), tuple(affordable), tuple(notes))
-
-
-_BASIS_NOTES = {
-    "nominal": "Law and cost use the size in the LLM's name; the parameters listed are its actual weights.",
-    "non-embedding": "Law and cost use non-embedding LLM parameters; the parameters listed are all weights.",
-}
-
-
-def _fit_notes(fit: Fit, ranked: Sequence[Candidate]) -> list[str]:
-    notes = []
-    law, worst = fit.law, fit.max_relative_error
-    for name, thing in (("alpha", "larger LLMs"), ("beta", "more visual tokens")):
-        if name in fit.at_bound:
-            notes.append(
-                f"{name} is at the end of its range ({getattr(law, name):.3g}): in these measurements the error does "
-                f"not fall with {thing} as a power law would."
-            )
-    if fit.at_bound == ("D",):
-        notes.append(
-            f"The floor D is on its bound 0, so trust the ratio alpha/beta = {law.alpha / law.beta:.2f} "
-            "more than either exponent."
-        )
-    ties = sum(candidate.error <= ranked[0].error * (1 + worst) for candidate in ranked[1:])
-    if ties:
-        notes.append(
-            f"The law misses measured points by up to {worst:.1%}, and {ties} other choice{'s' * (ties > 1)} "
-            f"{'are' if ties > 1 else 'is'} predicted within that of the best: treat them as equal."
-        )
-    return notes
-
-
-def _extrapolation_notes(fit: Fit, candidates: Sequence[Candidate]) -> list[str]:
-    notes = []
-    llms = {c.llm.name: c.llm.billions for c in candidates if not fit.sizes[0] <= c.llm.billions <= fit.sizes[1]}
-    counts = sorted({c.visual_tokens for c in candidates if not fit.tokens[0] <= c.visual_tokens <= fit.tokens[1]})
-    if llms:
-        low, high = fit.sizes
-        notes.append(
-            f"Extrapolated in size: {', '.join(llms)} (measured {format_params(low * 1e9)} to "
-            f"{format_params(high * 1e9)})."
-        )
-    if counts:
-        low, high = fit.tokens
-        notes.append(f"Extrapolated in tokens: {', '.join(map(str, counts))} (measured {low:.0f} to {high:.0f}).")
-    return notes

@@ -33,9 +33,9 @@ class FloorProfile:
             return None
         determined = "their ratio is" if _factor(self.ratio) < _WIDE else "even their ratio only roughly"
         return (
-            f"alpha and beta are not determined one by one, {determined}: floors D from {_words(self.floor)} describe "
-            f"the points about as well (likelihood ratio, 95 %), with alpha from {_words(self.alpha)}, beta from "
-            f"{_words(self.beta)} and a ratio from {self.ratio[0]:.2f} to {self.ratio[1]:.2f}."
+            f"alpha and beta are not determined one by one, {determined}: floors D from {_words(self.floor)} fit about "
+            f"as well (likelihood ratio, 95%), with alpha from {_words(self.alpha)}, beta from {_words(self.beta)}, "
+            f"alpha/beta from {self.ratio[0]:.2f} to {self.ratio[1]:.2f}."
         )
 
 

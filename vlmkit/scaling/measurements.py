@@ -7,9 +7,9 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vlmkit import registry
 from vlmkit.errors import UserError
@@ -18,6 +18,8 @@ from vlmkit.scaling.set_means import missing_means
 PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_FAMILIES = ("reasoning", "ocr")
 Basis = Literal["nominal", "non-embedding"]
+
+Query = Literal["llm", "embed_mean", "none"]
 
 Record = Mapping[str, Any]
 """One row of a table, or one result row of a run, by column name."""
@@ -40,6 +42,16 @@ class Measurement:
     llm: SizedLLM
     visual_tokens: int
     error: float
+    stderr: float | None = None
+    """Standard error of ``error``, where it is known."""
+    compressor: str | None = None
+    query: Query | None = None
+    """What the compressor was told of the question, where it can be told."""
+
+    @property
+    def compressor_label(self) -> str | None:
+        """The compressor, with what it is told of the question: blind, it is another."""
+        return f"{self.compressor}, query {self.query}" if self.query else self.compressor
 
 
 @dataclass(frozen=True)
@@ -84,22 +96,26 @@ def load_published() -> Measurements:
     return load_measurements([PUBLISHED / f"{family}.csv" for family in PUBLISHED_FAMILIES])
 
 
-def load_measurements(paths: Iterable[str | Path]) -> Measurements:
+def load_measurements(paths: Iterable[str | Path], columns: Mapping[str, str] | None = None) -> Measurements:
     """Read measurements from run directories, directories that hold runs, and CSV or JSONL files.
 
     Tables have the columns ``llm, visual_tokens, score`` and may have ``family``, ``llm_params_billions`` (default: the
-    size in the registry), ``flag`` (``excluded``: left out; ``suspect``: used; both said) and ``note``. Files with the
+    size in the registry), ``stderr``, ``seed``, ``compressor``, ``flag`` (``excluded``: left out; ``suspect``: used;
+    both said) and ``note``; ``columns`` maps these names to those in the files where they differ. Files with the
     columns of results.jsonl (``value``, ``llm_params_non_embedding``, ...) are read like run directories. Scores are
-    fractions, higher is better. Repeats are averaged for each run, LLM and number of tokens, benchmarks never: the mean
-    over a named set of them is a row of its own. Raises UserError for what cannot be read or compared.
+    fractions, higher is better. Rows that differ in their seed are points of their own; benchmarks are never averaged:
+    the mean over a named set of them is a row of its own. A family measured with several compressors becomes a family
+    for each, ``reasoning (quecc)``. Raises UserError for what cannot be read or compared, and for a row given twice.
     """
     cells: dict[tuple[Any, ...], list[tuple[Record, Measurement]]] = defaultdict(list)
     notes: dict[str, tuple[str, ...]] = {}
     bases: set[Basis] = set()
-    records = list(_records(paths))
+    records = [(origin, _renamed(record, columns or {}, origin)) for origin, record in _records(paths)]
     families = _family_names(record for _, record in records)
-    for origin, record in records:
-        row, basis = _parse(record, origin, families)
+    parsed = [(origin, record, *_parse(record, origin, families)) for origin, record in records]
+    series = _series_names(row for *_, row, _ in parsed)
+    for origin, record, measured, basis in parsed:
+        row = replace(measured, family=series[measured.family, measured.compressor_label])
         bases.add(basis)
         flag = record.get("flag")
         if flag:
@@ -123,7 +139,9 @@ def load_measurements(paths: Iterable[str | Path]) -> Measurements:
     for cell in cells.values():
         first = cell[0][1]
         error = math.fsum(row.error for _, row in cell) / len(cell)
-        rows.append(Measurement(first.family, first.llm, first.visual_tokens, error))
+        stated = [row.stderr for _, row in cell if row.stderr is not None]
+        stderr = math.hypot(*stated) / len(cell) if len(stated) == len(cell) else None
+        rows.append(replace(first, error=error, stderr=stderr))
     return Measurements(tuple(rows), bases.pop(), notes, missing)
 
 
@@ -177,6 +195,25 @@ def _json_lines(path: Path) -> Iterator[Record]:
         yield record
 
 
+def _renamed(record: Record, columns: Mapping[str, str], origin: Path) -> Record:
+    """The record by our names of its columns, which ``columns`` maps to its own. Raises UserError if it lacks one."""
+    if absent := [theirs for theirs in columns.values() if theirs not in record]:
+        raise UserError(f"{origin} has no column {', '.join(absent)}; it has {', '.join(map(str, record))}.")
+    return {**record, **{ours: record[theirs] for ours, theirs in columns.items()}}
+
+
+def _series_names(rows: Iterable[Measurement]) -> dict[tuple[str, str | None], str]:
+    """What a family is called, by its name and compressor: of several compressors, each has a law of its own."""
+    compressors: dict[str, dict[str | None, None]] = defaultdict(dict)
+    for row in rows:
+        compressors[row.family][row.compressor_label] = None
+    return {
+        (family, label): family if len(labels) == 1 else f"{family} ({label or 'no compressor named'})"
+        for family, labels in compressors.items()
+        for label in labels
+    }
+
+
 def _family(record: Record) -> str:
     return str(record.get("family") or record.get("benchmark") or "all")
 
@@ -198,9 +235,8 @@ def _parse(record: Record, origin: Path, families: Mapping[tuple[str, Any], str]
     name = str(_column(record, "llm", origin))
     score = _number(record, "value" if "value" in record else "score", origin)
     if not 0 <= score <= 1:
-        raise UserError(
-            f"A score of {name} in {origin} is {score:g}, but scores are fractions in 0..1: divide percentages by 100."
-        )
+        cause = "it looks like a percentage: divide all by 100" if 1 < score <= 100 else "correct it"
+        raise UserError(f"A score of {name} in {origin} is {score:g}, but scores are fractions in 0..1; {cause}.")
     tokens = _number(record, "visual_tokens", origin)
     if tokens < 1 or tokens != int(tokens):
         raise UserError(f"The visual_tokens of {name} in {origin} are {tokens:g}; give a whole number of at least 1.")
@@ -220,13 +256,22 @@ def _parse(record: Record, origin: Path, families: Mapping[tuple[str, Any], str]
         num_params = facts.num_params if facts else round(billions * 1e9)
     family = families[_family(record), record.get("benchmark")]
     llm = SizedLLM(facts.name if facts else name, billions, num_params)
-    return Measurement(family, llm, int(tokens), 1 - score), basis
+    stderr = _number(record, "stderr", origin) if record.get("stderr") not in (None, "") else None
+    if stderr is not None and stderr < 0:
+        raise UserError(f"The stderr of {name} in {origin} is {stderr:g}; it cannot be negative.")
+    query = record.get("query") or None
+    if query not in (None, *get_args(Query)):
+        raise UserError(f"The query of {name} in {origin} is {query!r}; it is one of {', '.join(get_args(Query))}.")
+    return Measurement(family, llm, int(tokens), 1 - score, stderr, record.get("compressor") or None, query), basis
 
 
 def _column(record: Record, name: str, origin: Path) -> Any:
     value = record.get(name)
     if value is None or value == "":
-        raise UserError(f"A row of {origin} has no {name}: every row needs llm, visual_tokens and score.")
+        hint = (
+            "" if name in record else f" (it has {', '.join(map(str, record))}; --columns {name}=COLUMN names another)"
+        )
+        raise UserError(f"A row of {origin} has no {name}: every row needs llm, visual_tokens and score{hint}.")
     return value
 
 
@@ -249,12 +294,6 @@ def _remark(row: Measurement, flag: str, note: str | None, origin: Path) -> str:
     return f"{cell}: {note}." if note else f"{cell}."
 
 
-def _compressor(record: Record) -> Any:
-    """The compressor, with what it is told of the question where it can be told: blind, it is another."""
-    query = record.get("query")
-    return f"{record.get('compressor')} (query {query})" if query else record.get("compressor")
-
-
 _PROTOCOL = {
     "benchmark": "benchmarks",
     "benchmarks": "sets of benchmarks",
@@ -268,9 +307,8 @@ _PROTOCOL = {
 
 
 def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Measurement]]]) -> None:
-    """Refuse to compare runs that were scored differently, or whose compressors differ."""
+    """Refuse to compare runs that were scored differently, and rows that say the same thing twice."""
     protocols: dict[str, tuple[Path, dict[str, set[str]]]] = {}
-    compressors: dict[str, Any] = {}
     for (origin, family, *_), cell in cells.items():
         protocol = {column: {str(record.get(column)) for record, _ in cell} for column in _PROTOCOL}
         first, expected = protocols.setdefault(family, (origin, protocol))
@@ -279,10 +317,10 @@ def _check_comparable(cells: Mapping[tuple[Any, ...], Sequence[tuple[Record, Mea
                 f"The {family} scores of {origin} and {first} come from different {', '.join(differing)}: "
                 "evaluate all runs in the same way."
             )
-        for record, _ in cell:
-            compressor = _compressor(record)
-            if compressors.setdefault(family, compressor) != compressor:
-                raise UserError(
-                    f"The {family} scores mix the compressors {compressors[family]} and {compressor}, "
-                    "which one law does not describe: give the runs of one."
-                )
+        said = [tuple(record.get(column) for column in _PROTOCOL) for record, _ in cell]
+        if len(said) > len(set(said)):
+            row = cell[0][1]
+            raise UserError(
+                f"{origin} has the {family} score of {row.llm.name} with {row.visual_tokens} visual tokens more than "
+                "once: keep one row (or one of the paths), or tell repeats apart by a column seed."
+            )

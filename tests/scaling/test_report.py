@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from vlmkit.cli.frontier import frontier
 from vlmkit.errors import UserError
 from vlmkit.scaling.bootstrap import residual_bootstrap
 from vlmkit.scaling.budgets import Budget, Unit, parse_budget
@@ -22,6 +26,8 @@ from vlmkit.scaling.measurements import load_published
 from vlmkit.scaling.report import Report, ReportedFamily, write_report
 from vlmkit.scaling.workload import Workload
 
+APP = typer.Typer()
+APP.command()(frontier)
 TABLES = load_published()
 NAMES = ("0.5b", "1.8b", "4b", "7b", "14b", "32b")
 LLMS = [TABLES.find_llm(name) for name in NAMES]
@@ -101,7 +107,7 @@ def expected(model, budget, mix, llms=LLMS[:5], tokens=TOKENS, limits=()):
     drawn = sum(share / sum(mix) * family.draws.predict(N, V) for family, share in shares)
     ends = np.quantile(drawn[:, 0], [0.025, 0.975], method="inverted_cdf")
     best = ranked[0]
-    return best[2].name, best[3], best[0], best[1], float((drawn.argmin(1) == 0).mean()), *ends
+    return best[2].name, best[3], best[0], best[1], float((drawn[:, 0] == drawn.min(1)).mean()), *ends
 
 
 def test_the_file_is_whole_and_asks_for_nothing_else(tmp_path):
@@ -258,6 +264,40 @@ def test_the_page_computes_what_the_package_computes(page):
             assert got[2:] == pytest.approx(want[2:], rel=1e-9), (name, budget, reasoning, work)
             answered += 1
     assert answered > 60
+
+
+@pytest.mark.usefixtures("laws_fitted_once")
+def test_the_command_on_the_page_of_the_command_line_gives_its_answer(browser, tmp_path):
+    path = tmp_path / "report.html"
+    made = CliRunner().invoke(APP, ["--budget", "3e12", "--budget", "30GB", "--cost", "full", "--html", str(path)])
+    assert made.exit_code == 0, made.output
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.focus("#budget-slider")
+    for moved in ("PageDown", "Home", "ArrowRight"):
+        page.keyboard.press(moved)
+        if moved == "Home":
+            page.fill("input[name=reasoning]", "30")
+            page.check("#cached-text")
+            page.focus("#budget-slider")
+            page.keyboard.press("PageUp")
+        best = answer(page)
+        words = shlex.split(page.inner_text("#command"))
+        assert words[:2] == ["vlmkit", "frontier"]
+        printed = json.loads(CliRunner().invoke(APP, [*words[2:], "--json"]).stdout)["answers"]["mix"]["best"]
+        assert best[:2] == (printed["llm"], printed["visual_tokens"])
+        assert best[2] == pytest.approx(printed["error"], rel=1e-9)
+        ends = page.evaluate("[...result.within[0].interval, result.within[0].share, result.within[0].cost]")
+        assert ends == pytest.approx([*printed["interval"], printed["probability"], printed["costs"]["full"]], rel=1e-9)
+    page.close()
+
+
+@pytest.mark.usefixtures("laws_fitted_once")
+@pytest.mark.parametrize("question", [["--target-error", "0.5"], ["--compare", "7b:64"]])
+def test_a_page_is_for_a_budget(question, tmp_path):
+    refused = CliRunner().invoke(APP, [*question, "--html", str(tmp_path / "report.html")])
+    assert isinstance(refused.exception, UserError) and "for a budget" in str(refused.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_limit_holds_beside_the_budget(page):

@@ -15,13 +15,15 @@ from vlmkit.errors import UserError
 from vlmkit.runs import write_atomically
 from vlmkit.scaling import flops
 from vlmkit.scaling.budgets import Budget, Unit
+from vlmkit.scaling.candidates import Pricing, name_llms
 from vlmkit.scaling.cost import DTYPE_BYTES, CostModel, FullCost, LatencyCost, LLMCost, MemoryCost, VisionSide
+from vlmkit.scaling.family_law import LEVEL, FamilyLaw
 from vlmkit.scaling.fit import Fit
+from vlmkit.scaling.frontier import Frontier
 from vlmkit.scaling.laws import ScalingLaw
-from vlmkit.scaling.measurements import Measurement, SizedLLM
+from vlmkit.scaling.measurements import Measurement, Measurements, SizedLLM
 from vlmkit.scaling.workload import Workload
 
-LEVEL = 0.95
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("model.js", "chart.js", "page.js", "controls.js")
 _CURVE_POINTS = 40
@@ -50,7 +52,7 @@ class Report:
     at first (default: all). Of ``costs``, which all count ``workload``, the one named ``cost`` is shown (default: the
     first); where the budget of another unit is a limit beside it, the first model of that unit counts. ``mix`` has a
     weight for each family (default: equal ones). ``command`` is the command line that made the page, without the
-    settings that the page has itself.
+    settings that the page has itself, ``notes`` what stands on it beside the remarks on families.
     """
 
     families: Sequence[ReportedFamily]
@@ -64,6 +66,7 @@ class Report:
     chosen_llms: Sequence[str] | None = None
     chosen_tokens: Sequence[int] | None = None
     command: str = "vlmkit frontier"
+    notes: Sequence[str] = ()
 
     def curve_tokens(self) -> list[int]:
         """Token counts of the curves: those on offer, and as many between the least and the most as a line needs."""
@@ -79,6 +82,7 @@ class Report:
             "version": __version__,
             "command": self.command,
             "level": [(1 - LEVEL) / 2, (1 + LEVEL) / 2],
+            "notes": list(self.notes),
             "families": [_family(family) for family in self.families],
             "llms": [{"name": llm.name, "billions": llm.billions} for llm in self.llms],
             "tokens": list(self.tokens),
@@ -102,14 +106,71 @@ class Report:
         }
 
 
+def report_of(frontier: Frontier, measurements: Measurements, command: str = "vlmkit frontier") -> Report:
+    """The page of an answer: its laws, its costs and all others that are known, and, beside its candidates, the other
+    LLMs of their series.
+
+    Raises UserError for several compressors, whose costs differ, and for questions that no budget answers.
+    """
+    question, pricing = frontier.question, frontier.pricing
+    if question.continuous or question.compare or question.target_error is not None:
+        raise UserError(
+            "The page chooses among LLMs and token counts for a budget: leave --continuous, --compare and "
+            "--target-error out, or --html."
+        )
+    laws = [found.law for found in frontier.answers if isinstance(found.law, FamilyLaw)]
+    labels = dict.fromkeys(law.example.compressor_label or "no compressor named" for law in laws)
+    if len(labels) > 1:
+        raise UserError(f"The page is of one compressor, not of {'; '.join(labels)}: give the measurements of one.")
+    considered = [candidate for found in frontier.answers for candidate in found.considered]
+    chosen = {candidate.llm.name: candidate.llm for candidate in considered}
+    series = dict.fromkeys(registry.llm(name).family for name in chosen if registry.is_llm(name))
+    llms = chosen | {llm.name: llm for llm in name_llms(measurements, series)}
+    counts = {candidate.visual_tokens for candidate in considered}
+    return Report(
+        [_reported(law, measurements) for law in laws],
+        sorted(llms.values(), key=lambda llm: llm.billions),
+        sorted(counts.union(*(law.counts for law in laws))),
+        _known_costs(pricing, bool(series)),
+        pricing.workload,
+        pricing.primary.name,
+        pricing.budgets,
+        question.mix or None,
+        list(chosen),
+        sorted(counts),
+        command,
+        [f"No law for {name}: {reason}" for name, reason in frontier.unanswered.items()],
+    )
+
+
+def _reported(law: FamilyLaw, measurements: Measurements) -> ReportedFamily:
+    notes = [*law.doubts, *measurements.notes.get(law.name, ())]
+    draws = law.bootstrap.laws if law.bootstrap else None
+    return ReportedFamily(law.name, law.fit, law.rows, draws, notes)
+
+
+def _known_costs(pricing: Pricing, has_shapes: bool) -> list[CostModel]:
+    work, vision = pricing.workload, pricing.vision
+    models: list[CostModel] = [LLMCost(work)]
+    if has_shapes and vision.tower.timm_network is None:
+        models += [FullCost(work, vision), MemoryCost(work, vision)]
+    if pricing.table is not None:
+        models.append(LatencyCost(pricing.table, work))
+    return models
+
+
+def check_page(path: str | Path) -> None:
+    """Raise UserError unless ``path`` ends in .html."""
+    if Path(path).suffix != ".html":
+        raise UserError(f"The page {path} must end in .html.")
+
+
 def write_report(report: Report, path: str | Path) -> None:
     """Write the page, whole or not at all. It needs no network: styles, script and data are in the file.
 
     Raises UserError for a name that does not end in ``.html``.
     """
-    path = Path(path)
-    if path.suffix != ".html":
-        raise UserError(f"The report {path} must end in .html.")
+    check_page(path)
     # A closing tag inside a string would end the element that holds the data.
     data = json.dumps(report.to_json(), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = (_PAGE / "page.html").read_text(encoding="utf-8")
@@ -120,7 +181,7 @@ def write_report(report: Report, path: str | Path) -> None:
     }
     for name, text in parts.items():
         page = page.replace(f"[[{name}]]", text)
-    write_atomically(path, page)
+    write_atomically(Path(path), page)
 
 
 def _family(family: ReportedFamily) -> dict[str, Any]:

@@ -84,15 +84,13 @@ function interval(values) {
   return data.level.map((level) => sorted[Math.max(Math.ceil(sorted.length * level - 1), 0)]);
 }
 
-// In how many of the draws each choice has the least error; of equal ones, the first.
+// In how many of the draws each choice has the least error.
 function shareBest(choices) {
   const wins = choices.map(() => 0);
   const count = choices[0].draws.length;
   for (let index = 0; index < count; index++) {
-    let best = 0;
-    for (let other = 1; other < choices.length; other++)
-      if (choices[other].draws[index] < choices[best].draws[index]) best = other;
-    wins[best]++;
+    const least = choices.reduce((low, choice) => Math.min(low, choice.draws[index]), Infinity);
+    choices.forEach((choice, place) => { if (choice.draws[index] === least) wins[place]++; });
   }
   return wins.map((won) => won / count);
 }

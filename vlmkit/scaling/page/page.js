@@ -129,6 +129,7 @@ function showNotes() {
     `${family.name}: error = ${family.formula} (N in billions of parameters, V visual tokens), within ` +
     `${(100 * family.worst).toFixed(1)} % of every measured point.`,
     ...family.notes.map((note) => `${family.name}: ${note}`)]);
+  notes.push(...data.notes);
   const shown = result.parts.map(({ family }) => family);
   const outside = (value, range) => shown.some((family) => value < family[range][0] || value > family[range][1]);
   const llms = data.llms.filter((llm) => settings.llms.has(llm.name) && outside(llm.billions, "sizes"));

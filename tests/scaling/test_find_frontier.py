@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,14 @@ def test_json_holds_the_answer_and_how_far_to_trust_it():
     ]
     assert (mix["llm"], mix["visual_tokens"]) == ("qwen1.5-14b", 64)
     assert mix["error"] == pytest.approx(0.7 * by_family[0]["error"] + 0.3 * by_family[1]["error"])
+
+
+def test_json_of_a_ratio_to_nothing_is_json():
+    # More tokens do not help: beta is 0 and the ratio infinite.
+    rising = [replace(row, error=row.error + 0.01 * row.visual_tokens) for row in drawn(ProductLaw(0.5, 0.4, 0.0, 0.1))]
+    found = ask("1e13", measurements=own(*rising)).to_json(top=1)
+    assert found["answers"]["reasoning"]["law"]["ratio"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_notes_tell_of_published_cells_extrapolation_and_ties():

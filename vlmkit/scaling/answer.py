@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,24 +109,30 @@ class Answer:
 
 
 def _law_json(family: FamilyLaw) -> dict[str, Any]:
-    fit, law = family.fit, family.fit.law
-    robust = family.robust
+    fit, law, robust, bootstrap = family.fit, family.fit.law, family.robust, family.bootstrap
+    intervals = bootstrap.parameters(LEVEL) if bootstrap else {}
     return {
         "law": {
             "form": law.form,
             "parameters": law.parameters,
-            "intervals": family.bootstrap and family.bootstrap.parameters(LEVEL),
-            "ratio": float(law.ratio(*fit.middle)),
-            "ratio_interval": family.bootstrap and family.bootstrap.ratio(LEVEL),
-            "ratio_interval_by_size": family.ratio_by_size,
+            "intervals": {name: _finite(interval) for name, interval in intervals.items()},
+            "ratio": _finite([float(law.ratio(*fit.middle))])[0],
+            "ratio_interval": bootstrap and _finite(bootstrap.ratio(LEVEL)),
+            "ratio_interval_by_size": family.ratio_by_size and _finite(family.ratio_by_size),
             "max_relative_error": fit.max_relative_error,
             "left_out": {axis: left.largest for axis, left in family.left_out.items()},
             "at_bound": list(fit.at_bound),
             "weighted": family.weighted,
-            "aicc": family.comparison and dict(family.comparison.aicc),
+            "aicc": family.comparison
+            and dict(zip(family.comparison.aicc, _finite(family.comparison.aicc.values()), strict=True)),
             "huber_parameters": robust and robust.law.parameters,
         }
     }
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """JSON has no infinity: None stands for a ratio to an exponent of 0."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def answer(

@@ -106,6 +106,10 @@ def frontier(
     ] = None,
     top: Annotated[int, _option("Output", "Choices shown for each answer.", min=1)] = 5,
     plot: Annotated[Path | None, _option("Output", "Draw error against cost into this .png, .svg or .pdf.")] = None,
+    html: Annotated[
+        Path | None,
+        _option("Output", "Write a page into this .html, on which budget, costs and candidates can be moved."),
+    ] = None,
     output: FormatOption = Format.table,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +117,7 @@ def frontier(
     from vlmkit.cli.frontier_tables import print_frontier
     from vlmkit.errors import UserError
     from vlmkit.scaling.frontier import find_frontier
-    from vlmkit.scaling.measurements import load_measurements
+    from vlmkit.scaling.measurements import load_measurements, load_published
 
     paths = [*(measurements or []), *(runs or [])]
     named = dict(_pairs("--columns", columns, "score=accuracy,llm=model"))
@@ -132,12 +136,36 @@ def frontier(
         from vlmkit.scaling.plot import check_picture, plot_frontier
 
         check_picture(plot)
-    found = find_frontier(load_measurements(paths, named) if paths else None, question, law=law.value, loss=loss.value)
+    if html:
+        from vlmkit.scaling.report import check_page, report_of, write_report
+
+        check_page(html)
+    measured = load_measurements(paths, named) if paths else None
+    found = find_frontier(measured, question, law=law.value, loss=loss.value)
+    if html:
+        kept = {
+            "--columns": columns,
+            "--law": None if law is Law.product else law.value,
+            "--latency-table": latency_table,
+            "--tower": tower,
+            "--image-size": image_size,
+            "--compressor": compressor,
+        }
+        write_report(report_of(found, measured or load_published(), _command(paths, kept)), html)
     if plot:
         plot_frontier(found, plot)
     print_frontier(found, top, Format.json if as_json else output)
-    if plot:
-        print_note(f"Picture: {plot}")
+    for name, written in (("Picture", plot), ("Page", html)):
+        if written:
+            print_note(f"{name}: {written}")
+
+
+def _command(paths: list[Path], options: dict[str, Any]) -> str:
+    """The command line with these options where they are given."""
+    import shlex
+
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["vlmkit", "frontier", *map(str, paths), *given])
 
 
 def _pricing(

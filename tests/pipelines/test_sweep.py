@@ -138,7 +138,7 @@ def test_results_are_means_over_seeds_and_a_law_for_each_series(tmp_path: Path) 
     _, laws, submit = sweep.launch_on_slurm(recipe, tmp_path, jobs=None)
     assert submit is None and [law.series for law in laws] == [told.title, blind.title]
     for law in laws:
-        assert law.picture.stat().st_size > 0
+        assert law.picture.stat().st_size > 0 and law.page.read_text().startswith("<!")
         assert [line[0] for line in law.table.lines] == ["reasoning", "ocr"]
         ratio = law.table.columns.index("alpha / beta")
         assert all(line[ratio] == "2.5 (2.5 to 2.5)" for line in law.table.lines), "as the scores were made"

@@ -46,7 +46,7 @@ def sweep(
     """Train and evaluate every combination of language model, token count, compressor and seed of a recipe.
 
     Finished runs are skipped, so the same command goes on where it was stopped. Ends in OUT/results.csv (which `vlmkit
-    frontier` reads), the law of each compressor, OUT/frontier.png and OUT/sweep.md.
+    frontier` reads), the law of each compressor, OUT/frontier.png, OUT/report.html and OUT/sweep.md.
     """
     resolved = cast("SweepRecipe", resolve("sweep", recipe, None, {}, sets))
     from vlmkit.cli.progress import RichProgress
@@ -77,7 +77,7 @@ def _print(results: SweepResults, laws: Sequence[Law]) -> None:
     for law in laws:
         if law.frontier:
             print_table(law.table.title, law.table.columns, law.table.lines, list(law.notes()))
-            print_note(f"Picture: {law.picture}")
+            print_note(f"Picture: {law.picture}, page: {law.page}")
         else:
             print_note(f"{law.series}: {next(law.notes())}")
 

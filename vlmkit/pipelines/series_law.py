@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,27 +17,36 @@ from vlmkit.scaling.candidates import Pricing
 from vlmkit.scaling.family_law import FamilyLaw
 from vlmkit.scaling.frontier import Frontier, Question, find_frontier
 from vlmkit.scaling.laws import FloatArray
-from vlmkit.scaling.measurements import load_measurements
+from vlmkit.scaling.measurements import Measurements, load_measurements
 from vlmkit.scaling.plot import plot_frontier
+from vlmkit.scaling.report import report_of, write_report
 from vlmkit.scaling.workload import Workload
 
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a series with its frontier; without one, ``reason`` says what to measure."""
+    """The law of a series with its frontier; without one, ``reason`` says what to measure.
+
+    ``picture`` (.png) and ``page`` (.html) are where the frontier is shown.
+    """
 
     series: str
     picture: Path
+    page: Path
+    measurements: Measurements | None
     frontier: Frontier | None
     reason: str
 
     def draw(self) -> None:
-        """Draw the frontier into ``picture``; where there is none, no picture of an earlier one stays."""
-        if self.frontier is None:
+        """Write picture and page; where there is no frontier, none of an earlier one stay."""
+        if self.frontier is None or self.measurements is None:
             self.picture.unlink(missing_ok=True)
+            self.page.unlink(missing_ok=True)
             return
         with replacing(self.picture) as scratch:
             plot_frontier(self.frontier, scratch)
+        command = shlex.join(["vlmkit", "frontier", str(self.page.parent / "results.csv")])
+        write_report(report_of(self.frontier, self.measurements, command), self.page)
 
     @cached_property
     def table(self) -> Table:
@@ -64,13 +74,14 @@ class Law:
         yield from self.notes()
 
 
-def fit_series(series: str, runs: Sequence[Path], text_tokens: int, picture: Path) -> Law:
+def fit_series(series: str, runs: Sequence[Path], text_tokens: int, picture: Path, page: Path) -> Law:
     """Fit a law to each family of evaluated runs; where none can be identified, the reason says what to measure."""
     question = Question(Pricing(workload=Workload(text_tokens=text_tokens)))
     try:
-        return Law(series, picture, find_frontier(load_measurements(runs), question), "")
+        measurements = load_measurements(runs)
+        return Law(series, picture, page, measurements, find_frontier(measurements, question), "")
     except UserError as error:
-        return Law(series, picture, None, str(error))
+        return Law(series, picture, page, None, None, str(error))
 
 
 def _line(answer: Answer) -> tuple[str, ...]:

@@ -98,7 +98,8 @@ class SweepResults:
         several = len(self.series) > 1
         suffix = f"-{series.replace(', ', '-').replace(' ', '-')}" if several else ""
         runs = [self.out / name for name in sorted(self.of(series))]
-        return fit_series(series, runs, self.recipe.text_tokens, self.out / f"frontier{suffix}.png")
+        picture, page = self.out / f"frontier{suffix}.png", self.out / f"report{suffix}.html"
+        return fit_series(series, runs, self.recipe.text_tokens, picture, page)
 
     def _csv(self) -> str:
         text = io.StringIO()

@@ -64,7 +64,7 @@ class Echo:
     def transform(self, image: torch.Tensor) -> torch.Tensor:
         return image
 
-    def answer(self, window: Sequence[ImagePrompts]) -> list[list[str]]:
+    def answer(self, window: Sequence[ImagePrompts], max_new_tokens: int | None = None) -> list[list[str]]:
         if len(self.asked) == self.until:
             raise KeyboardInterrupt
         self.asked.append([item.id for item in window])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import interleaved_seconds, write_results
+from measuring import write_results
 
 from vlmkit.config import CompressorConfig, LLMConfig
 from vlmkit.data.conversations import ConversationEncoder
@@ -29,6 +29,7 @@ from vlmkit.evals.runner import WINDOW_BATCHES
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import find_tower
 from vlmkit.models.vlm import VLM
+from vlmkit.pipelines.timing import interleaved_seconds
 
 Answers = list[str]
 

@@ -87,7 +87,7 @@ def residual_bootstrap(fit: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap
     noise = np.sqrt(freedom / random.chisquare(freedom, (draws, 1)))
     drawn = noise * random.choice(residuals, (draws, num_points))
     error = points.error - fit.solution.residuals[0] + drawn / root
-    solution = solve(form, error, points.weights[None])
+    solution = solve(form, error, points.weights[None], fit.starts(len(error)))
     return Bootstrap("residual", fit, form.law(solution.theta[:, None], solution.coefficients[:, None]))
 
 
@@ -109,7 +109,7 @@ def size_bootstrap(fit: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
         kept = np.concatenate([kept, times_drawn[usable[index.ravel()]]])
     # Many draws are equal when sizes are few: a point drawn twice is one of twice the weight.
     unique, index = np.unique(kept[:draws], axis=0, return_inverse=True)
-    solution = solve(form, points.error[None], unique[:, size_of_point] * points.weights)
+    solution = solve(form, points.error[None], unique[:, size_of_point] * points.weights, fit.starts(len(unique)))
     laws = form.law(solution.theta[:, None], solution.coefficients[:, None])
     return Bootstrap("size", fit, map_parameters(laws, lambda value: value[index.ravel()]))
 

@@ -60,6 +60,10 @@ class Fit:
     points: Points = field(repr=False, compare=False)
     solution: Solution = field(repr=False, compare=False)
 
+    def starts(self, count: int) -> FloatArray:
+        """Coordinates [count, d] from which to refit to as many other sets of errors or weights at these points."""
+        return np.repeat(self.solution.theta, count, axis=0)
+
     @property
     def num_points(self) -> int:
         return len(self.points.error)

@@ -46,7 +46,7 @@ def profile_floor(fit: Fit) -> FloorProfile | None:
         return None
     points, form = fit.points, fit.points.form(fit.law.form, has_floor=False)
     floors = np.linspace(0, points.error.min(), _FLOORS)
-    solution = solve(form, points.error - floors[:, None], points.weights[None])
+    solution = solve(form, points.error - floors[:, None], points.weights[None], fit.starts(_FLOORS))
     allowed = solution.squares <= fit.solution.squares * np.exp(_CHI_SQUARED / fit.num_points)
     laws = form.law(solution.theta[allowed], solution.coefficients[allowed])
 

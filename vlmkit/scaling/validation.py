@@ -44,7 +44,7 @@ def leave_one_out(fit: Fit, axis: Literal["size", "tokens"]) -> LeftOut | None:
     if not levels:
         return None
     kept = values != np.array(levels)[:, None]
-    solution = solve(form, points.error[None], kept * points.weights)
+    solution = solve(form, points.error[None], kept * points.weights, fit.starts(len(kept)))
     measured = ~kept & (points.error > 0)
     relative = np.abs(solution.residuals) / np.where(points.error > 0, points.error, 1.0)
     largest = np.max(relative, axis=1, where=measured, initial=0.0)

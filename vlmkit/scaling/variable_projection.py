@@ -22,8 +22,12 @@ most so many times that of the deepest: noise makes rivals, and points that foll
 _LOW_FLOOR = 0.1
 """A floor below this share of the mean error may belong on its bound."""
 _MAX_STEPS = 100
-_STEP_TOLERANCE = 1e-10
-"""Change of the coordinates (radians, natural logarithms) at which the search ends; rounding hides anything finer."""
+_KINK_STEPS = 8
+"""Steps after which a problem whose floor is on its bound is left to the search without a floor: along the kink that
+the bound makes, steps only get shorter."""
+_STEP_TOLERANCE = 1e-7
+"""Change of the coordinates (radians, natural logarithms) at which the search ends: near the optimum a step is about
+the square of the one before, so the next would be lost in rounding."""
 _LONGEST_STEP = 1.0
 _DIFFERENCE = 1e-4
 """Distance of the gradients that the Hessian is taken from: the rounding of the gradients and the difference's own
@@ -65,13 +69,20 @@ def solve(form: SeparableForm, error: FloatArray, weights: FloatArray, start: Fl
     for problems, theta in starts:
         rows, row_weights = error[problems], weights[problems]
         best._improve(problems, _refine(form, rows, row_weights, theta))
-    if form.has_floor and form.nonnegative[-1]:
-        # Towards a floor of 0 the search crawls along the kink that this bound makes; without a floor there is none.
+    if _is_bounded(form):
         low = np.flatnonzero(best.coefficients[:, -1] < _LOW_FLOOR * error.mean(-1))
         bare = _refine(replace(form, has_floor=False), error[low], weights[low], best.theta[low])
         coefficients = np.append(bare.coefficients, np.zeros((len(low), 1)), axis=1)
         best._improve(low, replace(bare, coefficients=coefficients))
+        # The best without a floor may be better still with one.
+        lifted = low[_evaluate(form, error[low], weights[low], best.theta[low]).coefficients[:, -1] > 0]
+        best._improve(lifted, _refine(form, error[lifted], weights[lifted], best.theta[lifted]))
     return best
+
+
+def _is_bounded(form: SeparableForm) -> bool:
+    """Whether the form has a floor that may not be negative."""
+    return form.has_floor and form.nonnegative[-1]
 
 
 def free_gradients(form: SeparableForm, solution: Solution) -> FloatArray:
@@ -122,7 +133,7 @@ def _refine(form: SeparableForm, error: FloatArray, weights: FloatArray, theta: 
     best = _evaluate(form, error, weights, theta)
     length = np.ones(len(theta))
     running = np.arange(len(theta))
-    for _ in range(_MAX_STEPS if theta.shape[1] else 0):
+    for count in range(_MAX_STEPS if theta.shape[1] else 0):
         if not len(running):
             break
         current = best._take(running)
@@ -132,7 +143,10 @@ def _refine(form: SeparableForm, error: FloatArray, weights: FloatArray, theta: 
         better = trial.squares <= current.squares * (1 + _ROUNDING)
         length[running] = np.where(better, np.minimum(4 * length[running], 1), length[running] / 4)
         best._improve(running, trial)
-        running = running[np.abs(moved - current.theta).max(-1) > _STEP_TOLERANCE]
+        moving = np.abs(moved - current.theta).max(-1) > _STEP_TOLERANCE
+        if count >= _KINK_STEPS and _is_bounded(form):
+            moving &= best.coefficients[running, -1] > 0
+        running = running[moving]
     return best
 
 

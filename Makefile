@@ -56,7 +56,7 @@ test: $(INSTALLED)  ## Fast tests (at most 3 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m 'not slow and not dist and not gpu'
 
 test-slow: $(INSTALLED)  ## Tests that take longer
-	@$(PYTEST) -m slow
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist load -m slow
 
 test-dist: $(INSTALLED)  ## Tests that start several processes
 	@OMP_NUM_THREADS=1 $(PYTEST) -m dist

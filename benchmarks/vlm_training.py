@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=["align", "finetune"], choices=["align", "finetune"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 36, 144])
     parser.add_argument("--batch", type=int, default=32, help="samples of a step")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens of a packed row")
+    parser.add_argument("--max-length", type=int, default=320, help="tokens of a packed row")
     parser.add_argument("--compared", type=int, default=3, help="steps from equal weights whose losses are compared")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -71,28 +71,31 @@ class ScalingLaw(Protocol):
         ...
 
 
-def _constant_ratio_optimum(
-    alpha: Parameter, beta: Parameter, text_tokens: float, tokens: tuple[float, float]
-) -> FloatArray:
-    """V* = beta Q / (alpha - beta) where alpha/beta is the law's ratio everywhere (arXiv 2411.03312).
+class _ConstantRatio:
+    """A law whose error answers to sizes alpha/beta times as fast as to tokens, at every size and token count."""
 
-    Without text (Q = 0) the fewest tokens win, and for alpha <= beta the most.
-    """
-    alpha, beta = np.asarray(alpha), np.asarray(beta)
-    if text_tokens == 0:
-        return np.full(alpha.shape, float(tokens[0]))
-    falls_faster = alpha > beta
-    optimum = beta * text_tokens / np.where(falls_faster, alpha - beta, 1.0)
-    return np.clip(np.where(falls_faster, optimum, tokens[1]), *tokens)
+    alpha: Parameter
+    beta: Parameter
 
+    def ratio(self, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.divide(self.alpha, self.beta) * np.ones(np.broadcast_shapes(np.shape(N), np.shape(V)))
 
-def _constant_ratio(alpha: Parameter, beta: Parameter, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(alpha, beta) * np.ones(np.broadcast_shapes(np.shape(N), np.shape(V)))
+    def optimal_visual_tokens(
+        self, text_tokens: float, tokens: tuple[float, float], flops: float | None = None
+    ) -> FloatArray:
+        """V* = beta Q / (alpha - beta) (arXiv 2411.03312). Without text (Q = 0) the fewest tokens win, and for
+        alpha <= beta the most."""
+        alpha, beta = np.asarray(self.alpha), np.asarray(self.beta)
+        if text_tokens == 0:
+            return np.full(alpha.shape, float(tokens[0]))
+        falls_faster = alpha > beta
+        optimum = beta * text_tokens / np.where(falls_faster, alpha - beta, 1.0)
+        return np.clip(np.where(falls_faster, optimum, tokens[1]), *tokens)
 
 
 @dataclass(frozen=True)
-class ProductLaw:
+class ProductLaw(_ConstantRatio):
     """error(N, V) = A N^-alpha V^-beta + D (arXiv 2411.03312).
 
     The paper writes A and B for two coefficients; only their product can be measured, and it is ``A`` here. V counts
@@ -109,14 +112,6 @@ class ProductLaw:
     def predict(self, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
         N, V = np.asarray(N, dtype=np.float64), np.asarray(V, dtype=np.float64)
         return np.asarray(self.A * N**-self.alpha * V**-self.beta + self.D)
-
-    def ratio(self, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
-        return _constant_ratio(self.alpha, self.beta, N, V)
-
-    def optimal_visual_tokens(
-        self, text_tokens: float, tokens: tuple[float, float], flops: float | None = None
-    ) -> FloatArray:
-        return _constant_ratio_optimum(self.alpha, self.beta, text_tokens, tokens)
 
     @property
     def coefficients(self) -> dict[str, Parameter]:
@@ -193,7 +188,7 @@ class AdditiveLaw:
 
 
 @dataclass(frozen=True)
-class LogLinearLaw:
+class LogLinearLaw(_ConstantRatio):
     """error(N, V) = C - alpha ln N - beta ln V: every doubling takes off the same amount.
 
     The form with the fewest numbers. It has no floor and, far outside the measurements, no limit at 0 either.
@@ -208,14 +203,6 @@ class LogLinearLaw:
     def predict(self, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
         N, V = np.asarray(N, dtype=np.float64), np.asarray(V, dtype=np.float64)
         return np.asarray(self.C - self.alpha * np.log(N) - self.beta * np.log(V))
-
-    def ratio(self, N: npt.ArrayLike, V: npt.ArrayLike) -> FloatArray:
-        return _constant_ratio(self.alpha, self.beta, N, V)
-
-    def optimal_visual_tokens(
-        self, text_tokens: float, tokens: tuple[float, float], flops: float | None = None
-    ) -> FloatArray:
-        return _constant_ratio_optimum(self.alpha, self.beta, text_tokens, tokens)
 
     @property
     def coefficients(self) -> dict[str, Parameter]:

@@ -20,8 +20,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from measuring import interleaved_seconds, write_results
+from measuring import write_results
 
+from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.scaling.bootstrap import DRAWS, residual_bootstrap
 from vlmkit.scaling.fit import fit_law
 from vlmkit.scaling.laws import FloatArray

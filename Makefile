@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,track]'
 	@touch $@
 
-demo: $(INSTALLED)  ## Pretrain, probe, train nine VLMs, evaluate, draw the frontier (8 to 11 minutes on 2 cores)
+demo: $(INSTALLED)  ## Pretrain, probe, train nine VLMs, evaluate, draw the frontier (7 to 11 minutes on 2 cores)
 	$(BIN)/vlmkit pretrain-superclass --recipe recipes/demo_superclass.yaml --out runs/demo/superclass
 	$(BIN)/vlmkit eval runs/demo/superclass
 	$(BIN)/vlmkit sweep --recipe recipes/demo_sweep.yaml --out runs/demo/vlms --jobs 2

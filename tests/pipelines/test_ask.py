@@ -53,6 +53,16 @@ def test_words_are_images_and_then_a_question(images: list[str]) -> None:
             split_images(words)
 
 
+@pytest.mark.parametrize("damage", ['{"num_visual_tokens": 4}', "{"])
+def test_a_model_that_cannot_be_read_is_a_sentence(vlm_run: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(vlm_run, tmp_path / "run")
+    config = tmp_path / "run" / "model" / "config.json"
+    merged = {**json.loads(config.read_text()), **json.loads(damage)} if damage.endswith("}") else damage
+    config.write_text(merged if isinstance(merged, str) else json.dumps(merged))
+    with pytest.raises(UserError, match=r"cannot be read .*restore it"):
+        Assistant(tmp_path / "run", AskSettings(device="cpu"))
+
+
 def test_each_image_is_answered_as_it_is_alone(assistant: Assistant, images: list[str]) -> None:
     paths = [Path(image) for image in images]
     questions = ["how many red ones", "read the sign"]

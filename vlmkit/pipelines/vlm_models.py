@@ -122,13 +122,20 @@ def _listed(counts: Sequence[int]) -> str:
 def load_vlm(run: str | Path) -> tuple[VLM, PreTrainedTokenizerBase]:
     """Model (float32, on the CPU) and tokenizer of a finished VLM run, or of a LLaVA-1.5 directory as it stands.
 
-    Raises UserError if ``run`` is neither.
+    Raises UserError if ``run`` is neither, and if its files are damaged or of another version of vlmkit.
     """
     if not is_run(run) and is_hub_directory(str(run)):
         return load_llava(str(run), None, seed=0)
     directory = open_model(run, "train-vlm")
-    vlm = VLM.from_pretrained(directory, dtype=torch.float32)
-    return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    try:
+        vlm = VLM.from_pretrained(directory, dtype=torch.float32)
+        return vlm, AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # configurations, weights and tokenizers of all kinds fail in all kinds of ways
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise UserError(
+            f"The model of {run} cannot be read ({reason}); it is damaged or of another version of vlmkit: restore it, "
+            "or train it again."
+        ) from error
 
 
 def encoder_of(

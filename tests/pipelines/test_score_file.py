@@ -44,6 +44,14 @@ def test_scores_stand_in_the_order_of_the_file(tmp_path: Path, capsys: pytest.Ca
     assert printed([*asked, "--summary"], capsys) == {"exact_match": pytest.approx(2 / 3)}
 
 
+def test_the_form_of_an_answer_reaches_the_rule(tmp_path: Path) -> None:
+    case = {"prediction": "1.234", "references": ["1.2"], "answer_type": "float"}
+    path = write(tmp_path / "cases.json", [case, {**case, "precision": 2}, {**case, "answer_type": "text"}])
+    assert [result["score"] for result in score_file(path, "mathvista").results()] == [1.0, 0.0, 0.0]
+    with pytest.raises(UserError, match=r"precision of case 1 .* is a string; write a number"):
+        score_file(write(path, [{**case, "precision": "two"}]), "mathvista")
+
+
 def test_lines_are_read_and_ids_are_given_back(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text("\ufeff" + "\n\n".join(json.dumps({**case, "id": i}) for i, case in enumerate(CASES)) + "\n")

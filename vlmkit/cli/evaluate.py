@@ -127,7 +127,15 @@ def evaluate(
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
     settings = pipeline.EvalSettings(
-        train_data, test_data, limit, batch_size, device.value, counts, scoring.value, out, data_dir
+        train_data=train_data,
+        test_data=test_data,
+        limit=limit,
+        batch_size=batch_size,
+        device=device.value,
+        tokens=counts,
+        scoring=scoring.value,
+        out=out,
+        data_dir=data_dir,
     )
     names = [name.strip() for given in tasks or [] for name in given.split(",") if name.strip()]
     reports = {str(run): pipeline.evaluate(run, names, settings, RichProgress()) for run in runs}

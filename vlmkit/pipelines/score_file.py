@@ -13,7 +13,7 @@ from vlmkit.evals import scoring as rules
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring, ScoringRule, score_cases
 
 _LISTS = ("references", "choices")
-_TEXTS = ("prediction", "category", "question_id", "error")
+_TEXTS = ("prediction", "category", "question_id", "answer_type", "error")
 _NAMES = ("id", "question_id")
 """What tells which case a result belongs to."""
 
@@ -105,7 +105,10 @@ def _case(item: Any, where: str) -> Case:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"The {key} of {where[0].lower()}{where[1:]} is {_kind(value)}; write a string.")
-    return {**texts, **{key: item[key] for key in _LISTS if key in item}}  # type: ignore[typeddict-item]
+    if not isinstance(precision := item.get("precision"), int | float | None) or isinstance(precision, bool):
+        raise UserError(f"The precision of {where[0].lower()}{where[1:]} is {_kind(precision)}; write a number.")
+    lists = {key: item[key] for key in _LISTS if key in item}
+    return {**texts, **lists, "precision": precision}  # type: ignore[typeddict-item]
 
 
 def _check_ids(ids: list[Any], path: Path) -> None:

@@ -21,12 +21,15 @@ class Case(_Answered, total=False):
     ``prediction`` is the model's raw output, ``references`` what counts as right (of a multiple choice, the letter).
     Benchmarks that need them read ``choices`` (the options in the order shown), ``category`` (split, subtask or type)
     and ``question_id`` (what belongs together: the two questions about an image, the rotations of a question).
+    ``answer_type`` and ``precision`` are MathVista's: the form of the answer, and its decimals (None: not a float).
     ``error`` says why the model gave no answer (its image does not decode): the case is wrong, whatever its prediction.
     """
 
     choices: Sequence[str]
     category: str
     question_id: str
+    answer_type: str
+    precision: float | None
     error: str
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from vlmkit.evals.scoring.case import Case, ScoredCase, Scoring
 from vlmkit.evals.scoring.edit_distance import levenshtein
@@ -86,11 +85,10 @@ def _choice(extraction: str, choices: Mapping[str, str]) -> str:
 
 def _answer_form(case: Case) -> tuple[str, int]:
     """The type of the answer and its decimals: as the case says, else as its first reference is written."""
-    given: Mapping[str, Any] = case
     reference = next(iter(case["references"]), "")
     decimals = _FLOAT.fullmatch(reference)
     written_as = "integer" if _INTEGER.fullmatch(reference) else "float" if decimals else "text"
-    precision = given.get("precision")
+    precision = case.get("precision")
     if precision is None:
         precision = len(decimals.group(1)) if decimals else 0
-    return given.get("answer_type") or written_as, int(precision)
+    return case.get("answer_type") or written_as, int(precision)

@@ -96,7 +96,7 @@ def test_csv_has_a_line_for_every_choice():
     assert "| LLM |" in run("--budget", "5e12", "--format", "markdown").stdout
 
 
-def test_milliseconds_of_a_table_and_its_workload(tmp_path):
+def test_milliseconds_of_a_table_and_its_workload(tmp_path, monkeypatch):
     timings = tuple(
         Timing(f"qwen1.5-{size}", count, "ViT-L-14-336", 336, "avgpool", 1.0, {"prefill": [ms * count], "decode": [1]})
         for size, ms in (("0.5b", 1.0), ("7b", 2.0))
@@ -108,6 +108,10 @@ def test_milliseconds_of_a_table_and_its_workload(tmp_path):
     text = " ".join(found.stdout.split())
     assert "reasoning within 70 ms: qwen1.5-7b with 16 visual tokens" in text
     assert "measured on a machine" in text and "20 text tokens" in text and "candidates are left out" in text
+    monkeypatch.chdir(tmp_path)
+    assert "reasoning within 70 ms: qwen1.5-7b with 16 visual tokens" in run("--budget", "70ms").stdout
+    shipped = " ".join(run("--budget", "100ms", "--latency-table", "nvidia-h200").stdout.split())
+    assert "ms measured on NVIDIA H200 in bf16, CUDA graphs" in shipped
 
 
 def test_own_columns_by_name(tmp_path):
@@ -136,7 +140,7 @@ def test_plot_is_written_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "50ms"], "give --latency-table"),
+        (["--budget", "50ms"], "latency table latency.json cannot be read"),
         (["--budget", "5 parsecs"], "no number with a known unit"),
         (["--budget", "5e12", "--budget", "1e12"], "Two budgets are in FLOPs"),
         (["--budget", "0"], "positive"),

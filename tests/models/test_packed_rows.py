@@ -259,7 +259,7 @@ def test_flex_attention_on_a_gpu_is_the_reference_on_the_cpu(llm: str, precision
     expected = run(make(llm), batch)
     reference = gradients(make(llm), expected)
     model = copy.deepcopy(make(llm)).to(device)  # type: ignore[arg-type]
-    set_attention(model.language_model, "auto", device)
+    set_attention(model.language_model, "flex", device)
     assert model.language_model.config._attn_implementation == FLEX
     moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):

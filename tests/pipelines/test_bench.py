@@ -11,8 +11,8 @@ import torch
 
 from vlmkit.cli.app import main
 from vlmkit.errors import UserError
-from vlmkit.pipelines.bench import BenchSettings, bench
-from vlmkit.pipelines.timing import interleaved_seconds
+from vlmkit.pipelines.bench import BenchSettings, _captured, bench
+from vlmkit.pipelines.timing import Replay, interleaved_seconds
 from vlmkit.scaling.cost import FullCost, LatencyCost, VisionSide
 from vlmkit.scaling.latency import LatencyTable
 from vlmkit.scaling.measurements import SizedLLM
@@ -20,6 +20,9 @@ from vlmkit.scaling.workload import Workload
 
 WORK = Workload(text_tokens=5, new_tokens=3)
 MICRO = SizedLLM("micro", 0.0001, 1)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
 
 
 def settings(*models: str, workload: Workload = WORK, **changes: object) -> BenchSettings:
@@ -118,3 +121,45 @@ def test_the_table_is_a_json_file(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "latency.csv"):
         with pytest.raises(UserError, match=r"ends in \.json"):
             bench(settings(), out)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_replay_does_again_what_was_captured() -> None:
+    source, doubled = torch.ones(4, device="cuda"), torch.zeros(4, device="cuda")
+    prepared: list[int] = []
+    replay = Replay(lambda: doubled.copy_(2 * source), lambda: prepared.append(1), torch.cuda.graph_pool_handle())
+    source.fill_(3)
+    replay()
+    assert doubled.tolist() == [6] * 4 and len(prepared) == 2
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("compressor", ["avgpool", "quecc", "downsample"])
+def test_every_part_becomes_a_cuda_graph(compressor: str, cached: bool, tmp_path: Path) -> None:
+    work = Workload(5, 3, cached_text=cached, batch_size=2)
+    tables = {
+        graphs: bench(
+            settings(compressor=compressor, tokens=[1, 16], workload=work, cuda_graphs=graphs), tmp_path / "t.json"
+        )
+        for graphs in (None, False)
+    }
+    assert [table.cuda_graphs for table in tables.values()] == [True, False]
+    plain, replayed = (
+        [(row.visual_tokens, [*row.runs], row.prefill_flops) for row in table.rows] for table in tables.values()
+    )
+    assert plain == replayed
+
+
+def test_cuda_graphs_are_no_matter_of_cpus(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="NVIDIA GPUs alone"):
+        bench(settings(device="cpu", cuda_graphs=True), tmp_path / "t.json")
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_waits_for_the_gpu_cannot_be_captured() -> None:
+    with pytest.raises(UserError, match=r"it cannot be captured as CUDA graphs .*--no-cuda-graphs"):
+        _captured("it", {("tower", 1): lambda: torch.ones(1, device="cuda").item()})

@@ -47,6 +47,14 @@ def test_auto_takes_the_form_that_made_the_points():
     assert family.optimum(50, (1, 64), None) is None and family.optimum(50, (1, 64), 1e12).flops == 1e12
 
 
+def test_a_form_that_describes_nothing_says_so(published):
+    sizes = [SizedLLM(f"own-{i}", 2.0**i, 1) for i in range(4)]
+    steps = [Measurement("f", llm, count, 0.02 if count > 32 else 0.8) for llm in sizes for count in (1, 4, 16, 64)]
+    family = fit_family("f", steps)
+    assert not family.fit.describes and published["reasoning"].fit.describes
+    assert "does not describe these measurements" in family.doubts[0]
+
+
 def test_weights_need_a_standard_error_at_every_point():
     rows = drawn(ProductLaw(0.5, 0.3, 0.2, 0.1), noise=0.01, stderr=0.01)
     assert fit_family("f", rows).weighted

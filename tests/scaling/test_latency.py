@@ -76,7 +76,7 @@ def damaged(**changes):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "cannot be read"),
+        (None, "cannot be read.*comes with nvidia-h200"),
         ("{", "is not JSON"),
         ("[]", "is not a latency table"),
         ('{"rows": []}', "is not a latency table"),
@@ -95,3 +95,14 @@ def test_files_that_are_no_tables_are_refused(tmp_path, content, reason):
         path.write_text(content)
     with pytest.raises(UserError, match=reason):
         LatencyTable.load(path)
+
+
+def test_the_shipped_table_is_known_by_name_and_prices_the_published_sizes():
+    table = LatencyTable.load("nvidia-h200")
+    assert table.conditions == "NVIDIA H200 in bf16, CUDA graphs (2026-11-27)"
+    counts = {llm: [timing.visual_tokens for timing in table.of(llm)] for llm in table.llms}
+    assert {*counts} >= {llm.name for llm in load_published().llms} | {"qwen1.5-14b"}
+    assert all(found[0] == 1 and found[-1] == 576 for found in counts.values())
+    for llm in table.llms:  # a prefill of 626 tokens is never over in the time of one of 51
+        first, last = table.of(llm)[0], table.of(llm)[-1]
+        assert last.prefill_flops > 5 * first.prefill_flops and min(last.runs["prefill"]) > max(first.runs["prefill"])

@@ -43,6 +43,14 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Answers at a time.")] = 1,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: bf16 on a GPU, fp32 on a CPU.")] = None,
     device: DeviceOption = Device.auto,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graphs/--no-cuda-graphs",
+            help="Replay every part as a CUDA graph, as serving engines do: without what Python takes to launch it. "
+            "Default: on GPUs.",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of every part, after one to warm up.")] = 5,
     out: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path("latency.json"),
     as_json: JsonOption = False,
@@ -65,6 +73,7 @@ def bench(
         workload=Workload(text_tokens, new_tokens, cached_text, batch_size),
         dtype=dtype.value if dtype else None,
         device=device.value,
+        cuda_graphs=cuda_graphs,
         repeats=repeats,
     )
     table = pipeline.bench(settings, out, RichProgress())
@@ -77,7 +86,7 @@ def bench(
 
 def _print(table: LatencyTable) -> None:
     print_table(
-        f"Milliseconds on {table.hardware}, {table.dtype}: {table.workload}",
+        f"Milliseconds on {table.conditions}: {table.workload}",
         ["LLM", "visual tokens", "tower", "compressor", "query pass", "prefill", "one token", "answer", "GFLOP/s"],
         [_line(row, table) for row in table.rows],
         ["Medians. answer: all parts, with all new tokens; GFLOP/s: of the prefill, by its analytic FLOPs."],

@@ -74,7 +74,14 @@ def frontier(
         Cost | None,
         _option("Cost", "llm: 2N(Q + V). full: all FLOPs. Default: of the first budget's unit, FLOPs: llm."),
     ] = None,
-    latency_table: Annotated[Path | None, _option("Cost", "Measured times: the file that vlmkit bench wrote.")] = None,
+    latency_table: Annotated[
+        Path | None,
+        _option(
+            "Cost",
+            "Measured times: a file of vlmkit bench, or nvidia-h200, which is shipped. Default, where milliseconds are "
+            "asked for: latency.json.",
+        ),
+    ] = None,
     text_tokens: Annotated[
         int | None, _option("Cost", "Text tokens beside the image. Default: 50, or the latency table's.")
     ] = None,
@@ -177,18 +184,21 @@ def _pricing(
 ) -> Pricing:
     from dataclasses import replace
 
-    from vlmkit.scaling.budgets import parse_budgets
+    from vlmkit.scaling.budgets import Unit, parse_budgets
     from vlmkit.scaling.candidates import Pricing
     from vlmkit.scaling.cost import VisionSide
     from vlmkit.scaling.latency import LatencyTable
     from vlmkit.scaling.workload import Workload
 
-    table = LatencyTable.load(latency_table) if latency_table else None
+    parsed = parse_budgets(budgets)
+    in_milliseconds = cost == "latency" or Unit.milliseconds in parsed
+    path = latency_table or (Path("latency.json") if in_milliseconds else None)
+    table = LatencyTable.load(path) if path else None
     # A table was measured for one workload; what is not asked for is what was measured.
     given = {name: value for name, value in workload.items() if value is not None and value is not False}
     tower, compressor, image_size = vision
     return Pricing(
-        parse_budgets(budgets),
+        parsed,
         cost,
         replace(table.workload if table else Workload(), **given),
         VisionSide.of(tower, compressor or "avgpool", image_size),

@@ -72,7 +72,7 @@ def _table(answer: Answer, frontier: Frontier, top: int) -> tuple[str, list[str]
 
 def _title(answer: Answer, frontier: Frontier) -> str:
     best = answer.best
-    choice = f"{best.llm.name} with {best.visual_tokens} visual tokens"
+    choice = f"{best.llm.name} with {best.visual_tokens} visual token{'s' * (best.visual_tokens > 1)}"
     within = " and ".join(str(budget) for budget in answer.pricing.budgets.values())
     if answer.target is not None:
         limit = f" within {within}" if within else ""

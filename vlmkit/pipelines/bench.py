@@ -6,8 +6,8 @@ import datetime
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import count as count_from
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,7 +30,7 @@ from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
 from vlmkit.pipelines.plan import gigabytes, memory_here
 from vlmkit.pipelines.plan_flops import language_layers
-from vlmkit.pipelines.timing import hardware, interleaved_seconds
+from vlmkit.pipelines.timing import Replay, hardware, interleaved_seconds
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory, is_run, versions, write_atomically
 from vlmkit.scaling.cost import DTYPE_BYTES, Dtype
@@ -51,8 +51,10 @@ class BenchSettings:
     ``models``: registry names of language models (their shape with random weights), local directories and hub ids
     (their weights), or finished VLM runs, which come with a tower, a compressor and token counts of their own. The
     others stand behind the tower and compressor named here, ``image_size`` None being the tower's own. ``tokens`` None:
-    every count that tiles the patch grid, or that a run serves. ``dtype`` None: bf16 on GPUs, fp32 on CPUs. Raises
-    UserError for no or repeated models, for a workload that leaves nothing to time, and for impossible numbers.
+    every count that tiles the patch grid, or that a run serves. ``dtype`` None: bf16 on GPUs, fp32 on CPUs.
+    ``cuda_graphs``: each part is captured as a CUDA graph and replayed, as serving engines do, so that its time is the
+    GPU's alone and not what Python takes to launch it; None: on GPUs. Raises UserError for no or repeated models, for a
+    workload that leaves nothing to time, and for impossible numbers.
     """
 
     models: Sequence[str]
@@ -63,6 +65,7 @@ class BenchSettings:
     image_size: int | None = None
     dtype: Dtype | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graphs: bool | None = None
     repeats: int = 5
     seed: int = 0
 
@@ -93,18 +96,23 @@ def bench(settings: BenchSettings, out: Path, progress: Progress | None = None) 
     """Time every model and write the table to ``out``, whole and at the end or not at all.
 
     Each part is run ``repeats`` times in rounds through all parts and token counts of a model, after a round to warm
-    up. Raises UserError for models that cannot be had or do not fit this machine, token counts that cannot be made, and
-    an ``out`` that cannot be written.
+    up. Raises UserError for models that cannot be had, captured or held in this machine's memory, for token counts that
+    cannot be made, and for an ``out`` that cannot be written.
     """
     if out.is_dir() or out.suffix != ".json":
         raise UserError(f"The latency table is one JSON file; give --out a name that ends in .json, not {out}.")
     device = distributed.setup(settings.device).device
-    dtype: Dtype = settings.dtype or ("bf16" if device.type == "cuda" else "fp32")
+    on_gpu = device.type == "cuda"
+    if settings.cuda_graphs and not on_gpu:
+        raise UserError("CUDA graphs run on NVIDIA GPUs alone; leave --cuda-graphs out on a CPU.")
+    settings = replace(settings, cuda_graphs=on_gpu if settings.cuda_graphs is None else settings.cuda_graphs)
+    dtype: Dtype = settings.dtype or ("bf16" if on_gpu else "fp32")
+    tower_at = cache(lambda image_size: find_tower(settings.tower, image_size, settings.seed))
     rows: list[Timing] = []
     for model in settings.models:
-        rows += _time(model, settings, dtype, device, progress or Silent())
+        rows += _time(model, tower_at, settings, dtype, device, progress or Silent())
         gc.collect()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
     table = LatencyTable(
         hardware=hardware(device),
@@ -112,6 +120,7 @@ def bench(settings: BenchSettings, out: Path, progress: Progress | None = None) 
         versions=versions(),
         dtype=dtype,
         device=device.type,
+        cuda_graphs=bool(settings.cuda_graphs),
         threads=torch.get_num_threads(),
         workload=settings.workload,
         rows=tuple(rows),
@@ -121,11 +130,19 @@ def bench(settings: BenchSettings, out: Path, progress: Progress | None = None) 
 
 
 def _time(
-    model: str, settings: BenchSettings, dtype: Dtype, device: torch.device, progress: Progress
+    model: str,
+    tower_at: Callable[[int | None], VisionTower],
+    settings: BenchSettings,
+    dtype: Dtype,
+    device: torch.device,
+    progress: Progress,
 ) -> Iterator[Timing]:
     """The rows of one model, which is built here and gone afterwards."""
     with shown(progress, 1, f"building {table_name(model)}"):
-        vlms, tower = _vlms_of_run(model, settings) if is_run(model) else _vlms_around(model, settings, dtype, device)
+        if is_run(model):
+            vlms, tower = _vlms_of_run(model, settings)
+        else:
+            vlms, tower = _vlms_around(model, tower_at, settings, dtype, device), settings.tower
         for vlm in vlms.values():
             torch.nn.Module.to(vlm.eval(), device=device, dtype=_TORCH_DTYPES[dtype])
     with torch.inference_mode():
@@ -156,28 +173,30 @@ def _vlms_of_run(run: str, settings: BenchSettings) -> tuple[dict[int, VLM], str
     return dict.fromkeys(counts, vlm), cast(VLMRecipe, RunDirectory(run).recipe()).vision_tower.name
 
 
-def _vlms_around(model: str, settings: BenchSettings, dtype: Dtype, device: torch.device) -> tuple[dict[int, VLM], str]:
+def _vlms_around(
+    model: str,
+    tower_at: Callable[[int | None], VisionTower],
+    settings: BenchSettings,
+    dtype: Dtype,
+    device: torch.device,
+) -> dict[int, VLM]:
     """A language model behind the tower, with a compressor for each token count."""
     named = registry.is_llm(model)
     config = LLMConfig(name=model, weights="random" if named else "pretrained")
     _check_fits(config, dtype, device)
-    tower = find_tower(settings.tower, settings.image_size, settings.seed)
+    tower = tower_at(settings.image_size)
     counts = settings.tokens or legal_counts(tower.grid)
-    towers = {count: _tower_for(count, tower, settings) for count in counts}
+    towers = dict.fromkeys(counts, tower)
+    if COMPRESSORS[settings.compressor].placement == "image":
+        # Tokens are made by a smaller image, and so by another tower.
+        towers = {count: tower_at(shrunken_image_size([count], tower.grid, tower.patch_size)) for count in counts}
     llm, tokenizer = load_llm(config, settings.seed, _TORCH_DTYPES[dtype], device)
     image_token = tokenizer.get_vocab()[IMAGE_TOKEN]
     vlms = {}
     for count in counts:
         compressor = CompressorConfig(name=settings.compressor, num_visual_tokens=count)
         vlms[count] = VLM.join(towers[count], llm, compressor, image_token, settings.seed)
-    return vlms, settings.tower
-
-
-def _tower_for(count: int, tower: VisionTower, settings: BenchSettings) -> VisionTower:
-    """The tower that ``count`` tokens are made with: another where the compressor is a smaller image."""
-    if COMPRESSORS[settings.compressor].placement != "image":
-        return tower
-    return find_tower(settings.tower, shrunken_image_size([count], tower.grid, tower.patch_size), settings.seed)
+    return vlms
 
 
 def _check_fits(config: LLMConfig, dtype: Dtype, device: torch.device) -> None:
@@ -208,6 +227,8 @@ def _seconds(
         text = parts.cached_text()
         timed["prefill", count] = _Continued(parts.prefill, text)
         timed["decode", count] = _Continued(parts.decode, parts.prefill(deepcopy(text)))
+    if settings.cuda_graphs:
+        timed = _captured(name, timed)
     total = (settings.repeats + 1) * len(timed)
     started = count_from(0)
 
@@ -223,6 +244,20 @@ def _seconds(
     return seconds
 
 
+def _captured(name: str, timed: Mapping[_Key, Callable[[], object]]) -> dict[_Key, Callable[[], object]]:
+    """Every part as a CUDA graph. Raises UserError if a model's parts cannot be captured."""
+    pool = torch.cuda.graph_pool_handle()
+    try:
+        return {
+            key: Replay(run, run.prepare if isinstance(run, _Continued) else lambda: None, pool)
+            for key, run in timed.items()
+        }
+    except RuntimeError as error:
+        raise UserError(
+            f"{name} cannot be captured as CUDA graphs ({str(error).splitlines()[0]}); time it with --no-cuda-graphs."
+        ) from error
+
+
 class _Continued:
     """A part that continues a state, which it writes to: every run takes a copy, made ahead of it."""
 
@@ -230,8 +265,11 @@ class _Continued:
         self._run, self._state = run, state
         self._copy: Cache | None = None
 
-    def prepare(self) -> None:
-        self._copy = deepcopy(self._state)
+    def prepare(self) -> object:
+        """Make the copy; returns what holds its tensors, which the copy lets go of as it is written to."""
+        tensors: dict[int, Any] = {}
+        self._copy = deepcopy(self._state, tensors)
+        return tensors
 
     def __call__(self) -> None:
         copy, self._copy = self._copy, None
@@ -249,7 +287,8 @@ class _Parts:
         self._vlm, self._count, self._work = vlm, count, workload
         self._decoder = vlm.language_model.get_decoder()
         side, batch = vlm.vision_tower.image_size, self._work.batch_size
-        self._images = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
+        # Normalised already: that copies constants to the GPU, which no CUDA graph captures, and takes next to no time.
+        self._images = torch.randn(batch, 3, side, side, device=device)
         # Text is zeros but for its number: what tokens say does not change how long they take.
         self._text = torch.zeros(batch, self._work.text_tokens, dtype=torch.long, device=device)
         width = vlm.get_input_embeddings().get_parameter("weight").shape[1]

@@ -210,7 +210,7 @@ def _agreement(law: Predictor, choices: Sequence[Choice], target: float | None, 
     notes = []
     worst, best = law.fit.max_relative_error, choices[0]
     ties = sum(choice.error <= best.error * (1 + worst) for choice in choices[1:])
-    if ties and limited and target is None:
+    if ties and limited and target is None and law.fit.describes:
         notes.append(
             f"{ties} other choice{'s are' if ties > 1 else ' is'} predicted within {worst:.1%} of the best, by which "
             "the law misses measured points: treat them as equal."

@@ -201,7 +201,7 @@ class LatencyCost(CostModel):
         return times | {"decode": (self.workload.new_tokens - 1) * times["decode"]}
 
     def describe(self) -> str:
-        return f"ms measured on {self.table.hardware} in {self.table.dtype} ({self.table.date}); {self.workload}"
+        return f"ms measured on {self.table.conditions}; {self.workload}"
 
 
 @dataclass(frozen=True)

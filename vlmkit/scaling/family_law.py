@@ -142,6 +142,11 @@ class FamilyLaw:
         """What a reader must know of the law before using its numbers, a sentence each."""
         notes = []
         law = self.fit.law
+        if not self.fit.describes:
+            notes.append(
+                f"The {law.form} form does not describe these measurements, as far off as "
+                f"{self.fit.max_relative_error:.0%} of one: go by the measured points, not by its choices."
+            )
         for name, thing in (("alpha", "larger LLMs"), ("beta", "more visual tokens")):
             if name in self.fit.at_bound:
                 notes.append(

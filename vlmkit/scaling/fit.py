@@ -65,6 +65,11 @@ class Fit:
         return np.repeat(self.solution.theta, count, axis=0)
 
     @property
+    def describes(self) -> bool:
+        """Whether the law comes near every measured point: within half of its error."""
+        return self.max_relative_error <= 0.5
+
+    @property
     def num_points(self) -> int:
         return len(self.points.error)
 

@@ -16,6 +16,8 @@ from vlmkit.errors import UserError
 from vlmkit.scaling.workload import Workload
 
 FORMAT = "vlmkit latency table"
+SHIPPED = Path(__file__).parent / "latency_tables"
+"""Tables that come with the package, by the name of their machine."""
 PARTS = ("tower", "compressor", "query pass", "prefill", "decode")
 """Parts of an answer. ``decode`` is the time of one generated token after the first."""
 
@@ -58,6 +60,8 @@ class LatencyTable:
     """CPU threads of torch."""
     workload: Workload
     rows: tuple[Timing, ...]
+    cuda_graphs: bool = False
+    """Whether parts were replayed as CUDA graphs, so that launching their kernels is not in the times."""
     origin: str = "the latency table"
     """What messages call it: the file it was read from."""
 
@@ -68,6 +72,11 @@ class LatencyTable:
             raise UserError(f"{self.origin} has {twice[0]} with {twice[1]} visual tokens twice; keep one of the rows.")
         if not keys:
             raise UserError(f"{self.origin} has no rows; measure some with `vlmkit bench`.")
+
+    @property
+    def conditions(self) -> str:
+        """What it was measured on, and how: ``NVIDIA H200 in bf16, CUDA graphs (2026-11-27)``."""
+        return f"{self.hardware} in {self.dtype}{', CUDA graphs' if self.cuda_graphs else ''} ({self.date})"
 
     @property
     def llms(self) -> list[str]:
@@ -124,12 +133,15 @@ class LatencyTable:
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Read a table. Raises UserError for a file that is missing, no table, or damaged."""
+        """Read a table: a file, or one that is shipped, by name. Raises UserError for a file that is missing, no table,
+        or damaged."""
+        shipped = {table.stem: table for table in sorted(SHIPPED.glob("*.json"))}
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(shipped.get(str(path), Path(path)).read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(
-                f"The latency table {path} cannot be read ({error.strerror}); `vlmkit bench --out {path}` writes one."
+                f"The latency table {path} cannot be read ({error.strerror}); `vlmkit bench` writes one, "
+                f"and the package comes with {', '.join(shipped)}."
             ) from error
         except ValueError as error:
             raise UserError(f"The latency table {path} is not JSON ({error}); measure it again.") from error

@@ -98,7 +98,8 @@ def _draw(axes: Axes, answer: Answer, styles: Mapping[SizedLLM, tuple[str, str]]
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     if isinstance(answer.law, FamilyLaw):
-        quality = f"law within {answer.law.fit.max_relative_error:.1%} of every point"
+        fit = answer.law.fit
+        quality = f"law within {fit.max_relative_error:.1%} of every point" if fit.describes else "law does not fit"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
         axes.text(0.98, 0.96, quality, transform=axes.transAxes, ha="right", va="top", size=9, color="0.35", bbox=box)
 

@@ -211,7 +211,7 @@ def _about(model: CostModel) -> str:
     if isinstance(model, MemoryCost):
         return f"Bytes of all weights and of the keys and values of every token, in {model.dtype}."
     if isinstance(model, LatencyCost):
-        return f"Milliseconds measured on {model.table.hardware} in {model.table.dtype} ({model.table.date})."
+        return f"Milliseconds measured on {model.table.conditions}."
     return "2N(Q + V) FLOPs of the LLM's prefill, and nothing else (arXiv 2411.03312)."
 
 

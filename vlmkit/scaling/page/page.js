@@ -126,8 +126,8 @@ function showFamilies() {
 
 function showNotes() {
   const notes = data.families.flatMap((family) => [
-    `${family.name}: error = ${family.formula} (N in billions of parameters, V visual tokens), within ` +
-    `${(100 * family.worst).toFixed(1)} % of every measured point.`,
+    `${family.name}: error = ${family.formula} (N in billions of parameters, V visual tokens), off by ` +
+    `at most ${(100 * family.worst).toFixed(1)} % of a measured point.`,
     ...family.notes.map((note) => `${family.name}: ${note}`)]);
   notes.push(...data.notes);
   const shown = result.parts.map(({ family }) => family);

@@ -27,7 +27,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers import ClipTokenizer, WordTokenizer
 from vlmkit.data.corpus import captions_at, count_corpus
-from vlmkit.data.sources import open_captions
+from vlmkit.data.sources.opener import open_captions
 from vlmkit.pipelines.timing import interleaved_seconds
 
 PEER = "open_clip SimpleTokenizer"

@@ -40,7 +40,7 @@ from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.draws import Draws
 from vlmkit.data.images import JPEG_DECODER, TrainTransform, decode_image
 from vlmkit.data.loader import Stream
-from vlmkit.data.sources import open_captions
+from vlmkit.data.sources.opener import open_captions
 from vlmkit.pipelines.timing import interleaved_seconds
 
 SIZE = 224

@@ -21,7 +21,7 @@ import torch
 from measuring import write_results
 
 from vlmkit.config import CompressorConfig, LLMConfig
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.images import decode_image
 from vlmkit.evals.benchmarks import open_benchmark
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts

@@ -32,7 +32,7 @@ from vlmkit.contracts import Batch
 from vlmkit.data.caption_tokenizers import ClipTokenizer, build_label_tokenizer
 from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.disk_cache import cache_folder
-from vlmkit.data.sources import open_captions
+from vlmkit.data.sources.opener import open_captions
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.recipe import load_recipe

@@ -29,9 +29,9 @@ from PIL import Image
 
 from vlmkit.config import VLMRecipe
 from vlmkit.contracts import Batch
-from vlmkit.data.sources import open_conversations
-from vlmkit.pipelines.plan_flops import MeanSample, flops_per_sample
-from vlmkit.pipelines.plan_vlm import plan, planned_task
+from vlmkit.data.sources.opener import open_conversations
+from vlmkit.pipelines.plans.plan_flops import MeanSample, flops_per_sample
+from vlmkit.pipelines.plans.plan_vlm import plan, planned_task
 from vlmkit.pipelines.timing import interleaved_seconds
 from vlmkit.pipelines.vlm_feed import VLMFeed
 from vlmkit.pipelines.vlm_models import Stage, build_vlm, stage_settings

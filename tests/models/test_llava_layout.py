@@ -29,7 +29,7 @@ from transformers import (
 
 from vlmkit import registry
 from vlmkit.config import CompressorConfig
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 from vlmkit.models.llava_layout import export_llava, llava_config, load_llava

@@ -27,8 +27,8 @@ from transformers import (
 from vlmkit import registry
 from vlmkit.config import CompressorConfig
 from vlmkit.contracts import IGNORE_INDEX, Batch
-from vlmkit.data.conversations import Branch, EncodedSequence
-from vlmkit.data.packing import ConversationItem, PackingCollate
+from vlmkit.data.conversations.conversations import Branch, EncodedSequence
+from vlmkit.data.conversations.packing import ConversationItem, PackingCollate
 from vlmkit.errors import UserError
 from vlmkit.models.attention import FLEX, Segments, packed_masks, set_attention
 from vlmkit.models.kernels import use_liger

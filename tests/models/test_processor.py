@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 
 from vlmkit.config import CompressorConfig, LLMConfig
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts

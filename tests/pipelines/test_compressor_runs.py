@@ -12,7 +12,7 @@ from small_recipes import TRAIN, Crash, CrashAt, vlm_recipe
 from vlmkit.data.feature_cache import cache_root
 from vlmkit.errors import UserError
 from vlmkit.models.vision_tower import build_tower
-from vlmkit.pipelines.plan_vlm import plan
+from vlmkit.pipelines.plans.plan_vlm import plan
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from small_recipes import Crash, CrashAt, metrics_of, vlm_recipe
 
 from vlmkit.errors import UserError
-from vlmkit.pipelines.evaluate import EvalSettings, evaluate
+from vlmkit.pipelines.evaluation.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory

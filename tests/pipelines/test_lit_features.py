@@ -17,7 +17,7 @@ from small_recipes import TRAIN, Crash, CrashAt, metrics_of, pretrain_recipe
 from vlmkit.config import PretrainRecipe
 from vlmkit.data.feature_cache import cache_root
 from vlmkit.models.vision_tower import VisionTower
-from vlmkit.pipelines import plan_pretrain
+from vlmkit.pipelines.plans import plan_pretrain
 from vlmkit.pipelines.pretrain import pretrain
 
 

@@ -14,16 +14,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from vlmkit.cli.app import app
 from vlmkit.config import CompressorConfig, LLMConfig
-from vlmkit.data.conversations import stop_tokens
+from vlmkit.data.conversations.conversations import stop_tokens
 from vlmkit.errors import UserError
 from vlmkit.models.llm import load_llm
 from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vision_tower import build_tower
 from vlmkit.models.vlm import VLM
-from vlmkit.pipelines import plan_vlm
 from vlmkit.pipelines.ask import AskSettings, Assistant
-from vlmkit.pipelines.evaluate import EvalSettings, evaluate
+from vlmkit.pipelines.evaluation.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.export import export_run
+from vlmkit.pipelines.plans import plan_vlm
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory

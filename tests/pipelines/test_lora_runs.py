@@ -18,7 +18,7 @@ from vlmkit.config import VLMRecipe
 from vlmkit.models.adapters import load_adapted
 from vlmkit.models.llm import load_llm
 from vlmkit.models.towers import find_tower
-from vlmkit.pipelines.plan_vlm import plan
+from vlmkit.pipelines.plans.plan_vlm import plan
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.recipe import vary

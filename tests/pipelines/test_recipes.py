@@ -10,8 +10,9 @@ import yaml
 
 from vlmkit.config import PretrainRecipe, Section, StudyRecipe, SweepRecipe, VLMRecipe
 from vlmkit.errors import UserError
-from vlmkit.pipelines import plan_pretrain, plan_vlm, study, sweep
-from vlmkit.pipelines.plan import Plan
+from vlmkit.pipelines.grids import study, sweep
+from vlmkit.pipelines.plans import plan_pretrain, plan_vlm
+from vlmkit.pipelines.plans.plan import Plan
 from vlmkit.recipe import load_recipe, vary
 
 ROOT = Path(__file__).parents[2] / "recipes"

@@ -11,7 +11,7 @@ from small_recipes import TRAIN, pretrain_recipe, vlm_recipe
 
 from vlmkit.errors import UserError
 from vlmkit.models.vision_tower import build_tower
-from vlmkit.pipelines.evaluate import EvalSettings, evaluate
+from vlmkit.pipelines.evaluation.evaluate import EvalSettings, evaluate
 from vlmkit.pipelines.pretrain import pretrain
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlmkit.config import VLMRecipe
 from vlmkit.errors import UserError
-from vlmkit.pipelines import plan_vlm
+from vlmkit.pipelines.plans import plan_vlm
 from vlmkit.pipelines.train_vlm import train_vlm
 from vlmkit.pipelines.vlm_models import load_vlm
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from vlmkit import registry
 from vlmkit.config import CompressorConfig, LoRAConfig, OptimConfig, TrainConfig
 from vlmkit.contracts import Batch
-from vlmkit.data.conversation_loader import ConversationLoader
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversation_loader import ConversationLoader
+from vlmkit.data.conversations.conversations import ConversationEncoder
+from vlmkit.data.conversations.packing import ConversationItem, PackingCollate
 from vlmkit.data.feature_cache import open_feature_cache
-from vlmkit.data.packing import ConversationItem, PackingCollate
-from vlmkit.data.samples import ConversationSample, Turn
+from vlmkit.data.sources.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import adapter_parameters, add_adapters

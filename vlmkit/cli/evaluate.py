@@ -123,7 +123,7 @@ def evaluate(
         print_comparison(runs, form)
         return
     from vlmkit.cli.progress import RichProgress
-    from vlmkit.pipelines import evaluate as pipeline
+    from vlmkit.pipelines.evaluation import evaluate as pipeline
 
     counts = tuple(parse_counts(tokens)) if tokens else ()
     settings = pipeline.EvalSettings(

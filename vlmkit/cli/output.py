@@ -17,7 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from vlmkit.pipelines.fit import RunOutcome
-    from vlmkit.pipelines.plan import Plan
+    from vlmkit.pipelines.plans.plan import Plan
 
 # Under torchrun every rank runs the command; only the first one speaks (errors excepted).
 _silent = os.environ.get("RANK", "0") != "0"

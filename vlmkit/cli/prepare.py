@@ -10,7 +10,7 @@ from vlmkit.cli.output import print_json, print_note, print_table, print_text
 
 def prepare_benchmarks(names: str, directory: Path | None, revision: str | None, as_json: bool) -> None:
     """Fetch the data of benchmarks, whose names are separated by commas, after a table of their sizes."""
-    from vlmkit.pipelines.prepare_benchmarks import download, plan_downloads
+    from vlmkit.pipelines.evaluation.prepare_benchmarks import download, plan_downloads
 
     planned = plan_downloads([name.strip() for name in names.split(",") if name.strip()], directory, revision)
     if not as_json:

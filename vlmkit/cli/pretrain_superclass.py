@@ -59,7 +59,8 @@ def pretrain_superclass(
     resolved = cast("PretrainRecipe", resolve("pretrain-superclass", recipe, resume, flags, sets))
     from vlmkit.cli.progress import RichProgress
     from vlmkit.config import DEFAULT_TOWER_RUN
-    from vlmkit.pipelines import plan_pretrain, pretrain
+    from vlmkit.pipelines import pretrain
+    from vlmkit.pipelines.plans import plan_pretrain
 
     directory = out or resume or Path(DEFAULT_TOWER_RUN)
     progress = RichProgress()

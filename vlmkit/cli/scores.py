@@ -10,7 +10,7 @@ from vlmkit.cli.options import Format, Scoring
 from vlmkit.cli.output import print_csv, print_json, print_markdown, print_table
 
 if TYPE_CHECKING:
-    from vlmkit.pipelines.reports import Report
+    from vlmkit.pipelines.evaluation.reports import Report
 
 
 def print_reports(reports: Mapping[str, Sequence[Report]], form: Format) -> None:
@@ -31,7 +31,7 @@ def print_reports(reports: Mapping[str, Sequence[Report]], form: Format) -> None
 
 def print_comparison(runs: Sequence[Path], form: Format) -> None:
     """What the runs have scored: a table with a column for each, or an object (a line) for each number."""
-    from vlmkit.pipelines.compare import compare
+    from vlmkit.pipelines.evaluation.compare import compare
 
     comparison = compare(runs)
     if form is Format.json:
@@ -46,7 +46,7 @@ def print_comparison(runs: Sequence[Path], form: Format) -> None:
 
 def print_scores(path: Path, benchmark: str, scoring: Scoring, summary: bool) -> None:
     """The scores of the predictions in a file, or their summary, as JSON."""
-    from vlmkit.pipelines.score_file import score_file
+    from vlmkit.pipelines.evaluation.score_file import score_file
 
     scored = score_file(path, benchmark, scoring.value)
     print_json(dict(scored.summary()) if summary else scored.results())

@@ -29,7 +29,7 @@ def study(
     """
     resolved = cast("StudyRecipe", resolve("study", recipe, None, {}, sets))
     from vlmkit.cli.progress import RichProgress
-    from vlmkit.pipelines import study as pipeline
+    from vlmkit.pipelines.grids import study as pipeline
 
     directory = out or Path("runs/study")
     if dry_run:

@@ -14,8 +14,8 @@ from vlmkit.cli.output import print_note, print_table, print_text
 
 if TYPE_CHECKING:
     from vlmkit.config import SweepRecipe
-    from vlmkit.pipelines.series_law import Law
-    from vlmkit.pipelines.sweep_results import SweepResults
+    from vlmkit.pipelines.grids.series_law import Law
+    from vlmkit.pipelines.grids.sweep_results import SweepResults
     from vlmkit.runs import ResultRow
 
 
@@ -51,7 +51,7 @@ def sweep(
     resolved = cast("SweepRecipe", resolve("sweep", recipe, None, {}, sets))
     from vlmkit.cli.progress import RichProgress
     from vlmkit.errors import UserError
-    from vlmkit.pipelines import sweep as pipeline
+    from vlmkit.pipelines.grids import sweep as pipeline
 
     directory = out or Path("runs/sweep")
     if cell is not None and (dry_run or launcher is Launcher.slurm):

@@ -98,7 +98,8 @@ def train_vlm(
     }
     resolved = cast("VLMRecipe", resolve("train-vlm", recipe, resume, flags, sets))
     from vlmkit.cli.progress import RichProgress
-    from vlmkit.pipelines import plan_vlm, pretrain, train_vlm
+    from vlmkit.pipelines import pretrain, train_vlm
+    from vlmkit.pipelines.plans import plan_vlm
 
     directory = out or resume or Path("runs") / train_vlm.default_name(resolved)
     plan = plan_vlm.plan(resolved, directory)

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from vlmkit.contracts import Source
 from vlmkit.data.caption_text import repair
-from vlmkit.data.samples import BadSample, CaptionSample
+from vlmkit.data.sources.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 if TYPE_CHECKING:

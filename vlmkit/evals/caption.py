@@ -15,12 +15,12 @@ import torch
 
 from vlmkit.config import CompressorConfig, LLMConfig, OptimConfig, TrainConfig
 from vlmkit.contracts import IMAGE_TOKEN, Source
-from vlmkit.data.conversation_loader import ConversationLoader
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversation_loader import ConversationLoader
+from vlmkit.data.conversations.conversations import ConversationEncoder
+from vlmkit.data.conversations.packing import PackingCollate
 from vlmkit.data.feature_cache import open_feature_cache
 from vlmkit.data.loader import Stream
-from vlmkit.data.packing import PackingCollate
-from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
+from vlmkit.data.sources.samples import BadSample, CaptionSample, ConversationSample, Turn
 from vlmkit.evals.benchmarks import Benchmark, Question
 from vlmkit.evals.generation import GreedyAnswerer
 from vlmkit.evals.progress import shown

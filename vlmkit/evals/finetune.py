@@ -18,7 +18,7 @@ from vlmkit.contracts import Batch, LossOutput
 from vlmkit.data.draws import Draws
 from vlmkit.data.images import TrainTransform, decode_image
 from vlmkit.data.loader import Stream
-from vlmkit.data.sources import LabelledSource
+from vlmkit.data.sources.opener import LabelledSource
 from vlmkit.evals.probes.features import read_out, shared_attributes
 from vlmkit.evals.probes.result import ProbeResult
 from vlmkit.evals.progress import shown

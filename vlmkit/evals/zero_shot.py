@@ -15,7 +15,7 @@ import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch.nn.functional import normalize
 
-from vlmkit.data.sources import LabelledSource
+from vlmkit.data.sources.opener import LabelledSource
 from vlmkit.errors import UserError
 from vlmkit.evals.probes.features import read_out
 from vlmkit.evals.probes.result import ProbeResult

@@ -28,8 +28,8 @@ from vlmkit.models.questions import last_states, mean_embeddings
 from vlmkit.models.towers import find_tower
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.models.vlm import VLM
-from vlmkit.pipelines.plan import gigabytes, memory_here
-from vlmkit.pipelines.plan_flops import language_layers
+from vlmkit.pipelines.plans.plan import gigabytes, memory_here
+from vlmkit.pipelines.plans.plan_flops import language_layers
 from vlmkit.pipelines.timing import Replay, hardware, interleaved_seconds
 from vlmkit.pipelines.vlm_models import load_vlm
 from vlmkit.runs import RunDirectory, is_run, versions, write_atomically

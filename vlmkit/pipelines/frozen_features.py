@@ -6,10 +6,10 @@ import torch
 
 from vlmkit.config import PretrainRecipe
 from vlmkit.data.feature_cache import FeatureCache, cache_bytes, open_feature_cache
-from vlmkit.data.sources import CaptionSource
+from vlmkit.data.sources.opener import CaptionSource
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.pipelines.fit import PassProgress
-from vlmkit.pipelines.plan import gigabytes
+from vlmkit.pipelines.plans.plan import gigabytes
 from vlmkit.training import distributed
 from vlmkit.training.distributed import DistributedContext
 

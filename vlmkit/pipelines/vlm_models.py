@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from vlmkit import registry
 from vlmkit.config import DataConfig, TrainConfig, VLMRecipe
 from vlmkit.contracts import IMAGE_TOKEN
-from vlmkit.data.conversations import ConversationEncoder
+from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import add_adapters
 from vlmkit.models.attention import set_attention

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmkit.config import OptimConfig
 from vlmkit.contracts import Batch, LossOutput
-from vlmkit.data.conversations import stop_tokens
+from vlmkit.data.conversations.conversations import stop_tokens
 from vlmkit.models.adapters import adapter_parameters, is_adapted, save_adapted
 from vlmkit.models.processor import VLMProcessor
 from vlmkit.models.vlm import VLM, VLMOutput

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmkit.data.disk_cache import cache_folder
-from vlmkit.data.table_files import missing_shards, split_paths, table_paths
+from vlmkit.data.sources.table_files import missing_shards, split_paths, table_paths
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks.lock import LOCK_FILE, Lock
 

@@ -12,7 +12,7 @@ import torch
 from vlmkit.contracts import Batch
 from vlmkit.data.images import EvalTransform, decode_image
 from vlmkit.data.loader import eval_batches
-from vlmkit.data.sources import LabelledSource
+from vlmkit.data.sources.opener import LabelledSource
 from vlmkit.errors import UserError
 from vlmkit.evals.bad_samples import check_readable
 from vlmkit.evals.progress import OnProgress

@@ -1,0 +1,1 @@
+"""Conversations as packed rows of token ids."""

@@ -1,0 +1,1 @@
+"""Captioned images in tar shards, on disk and remote: where each lies, and its bytes."""

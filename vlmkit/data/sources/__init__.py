@@ -1,0 +1,1 @@
+"""Samples by integer from every kind of source but tar shards."""

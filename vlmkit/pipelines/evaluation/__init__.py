@@ -1,0 +1,1 @@
+"""From runs and models to scores: towers, VLMs, files of answers, comparisons."""

@@ -1,0 +1,1 @@
+"""What a run would be, before it starts: parameters, memory, FLOPs, time."""

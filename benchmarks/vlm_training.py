@@ -38,7 +38,7 @@ from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations.conversations import Branch, EncodedSequence
 from vlmkit.data.conversations.packing import ConversationItem, PackingCollate
 from vlmkit.data.feature_cache import open_feature_cache
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.models.features import VisionFeatures
 from vlmkit.models.open_clip_layout import config_from_facts
 from vlmkit.models.questions import last_states

@@ -30,7 +30,7 @@ from vlmkit.data.caption_tokenizers import (
 )
 from vlmkit.data.corpus import count_corpus
 from vlmkit.data.miniworld import MiniWorld
-from vlmkit.data.sources.samples import CaptionSample
+from vlmkit.data.samples import CaptionSample
 from vlmkit.errors import UserError
 
 AWKWARD = [

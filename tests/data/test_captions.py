@@ -14,7 +14,7 @@ from vlmkit.data.caption_tokenizers import ClipTokenizer, LabelTokenizer
 from vlmkit.data.captions import PAD_LABEL, CaptionCollate, CaptionItem, CaptionLoader
 from vlmkit.data.feature_cache import open_feature_cache
 from vlmkit.data.images import BadImage, EvalTransform, decode_image
-from vlmkit.data.sources.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

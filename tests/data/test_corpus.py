@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
 from vlmkit.data.corpus import captions_at, count_corpus
-from vlmkit.data.sources.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 NAMES = ("red", "green", "blue", "cat", "dog", "bird", "house", "tree", "small", "large")

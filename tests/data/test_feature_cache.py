@@ -17,8 +17,8 @@ from vlmkit.data.conversations.conversation_loader import ConversationLoader
 from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.feature_cache import FeatureCache, cache_bytes, cache_root, open_feature_cache
 from vlmkit.data.images import EvalTransform, decode_image
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
 from vlmkit.data.sources.mixture import Mixture
-from vlmkit.data.sources.samples import BadSample, CaptionSample, ConversationSample, Turn
 
 
 class Memory:

@@ -13,7 +13,7 @@ import torch
 
 from vlmkit.contracts import Batch, BatchStream
 from vlmkit.data.loader import Stream, eval_batches
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlmkit.data.sources.samples import BadSample, ConversationSample
+from vlmkit.data.samples import BadSample, ConversationSample
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark, Question
 from vlmkit.evals.generation import ImagePrompts

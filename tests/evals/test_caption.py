@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlmkit.config import OptimConfig, TrainConfig
-from vlmkit.data.sources.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.evals.caption import PROMPT, CaptionConversations, caption, caption_benchmark
 from vlmkit.evals.scoring.case import Case, score_cases
 from vlmkit.evals.scoring.cider import CiderD

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlmkit.config import OptimConfig, TrainConfig
-from vlmkit.data.sources.samples import LabelledSample
+from vlmkit.data.samples import LabelledSample
 from vlmkit.errors import Interrupted, UserError
 from vlmkit.evals.finetune import NO_LABEL, ClassificationTask, LabelledLoader, collate_labelled, finetune
 from vlmkit.models.vision_tower import VisionTower, build_tower, tower_config

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vlmkit.config import LabelConfig
 from vlmkit.data.caption_tokenizers import FileTokenizer, LabelTokenizer, build_label_tokenizer
-from vlmkit.data.sources.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 from vlmkit.evals.label_report import label_report, read_label_report
 

@@ -17,7 +17,7 @@ from vlmkit.config import CompressorConfig, LLMConfig
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.images import decode_image
-from vlmkit.data.sources.samples import BadSample, ConversationSample, Turn
+from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import Benchmark
 from vlmkit.evals.benchmarks.miniworld import questions

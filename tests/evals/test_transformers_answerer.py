@@ -27,7 +27,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vlmkit.data.sources.samples import Turn
+from vlmkit.data.samples import Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import ImagePrompts

@@ -11,7 +11,7 @@ from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch.nn.functional import normalize
 
-from vlmkit.data.sources.samples import LabelledSample
+from vlmkit.data.samples import LabelledSample
 from vlmkit.errors import UserError
 from vlmkit.evals.zero_shot import class_embeddings, words_of, zero_shot
 

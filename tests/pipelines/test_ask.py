@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vlmkit.cli.app import app, main
-from vlmkit.data.sources.samples import Turn
+from vlmkit.data.samples import Turn
 from vlmkit.errors import UserError
 from vlmkit.pipelines.ask import AskSettings, Assistant, Dialogue, split_images
 

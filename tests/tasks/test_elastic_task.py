@@ -12,7 +12,7 @@ from vlmkit.contracts import Batch
 from vlmkit.data.conversations.conversation_loader import ConversationLoader, TokenCounts
 from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.conversations.packing import PackingCollate
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.models.open_clip_layout import config_from_facts
 from vlmkit.models.vision_tower import VisionTower

@@ -18,7 +18,7 @@ from vlmkit.data.conversations.conversation_loader import ConversationLoader
 from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.conversations.packing import ConversationItem, PackingCollate
 from vlmkit.data.feature_cache import open_feature_cache
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 from vlmkit.models.adapters import adapter_parameters, add_adapters

@@ -18,7 +18,7 @@ from vlmkit.data.corpus import read_captions
 from vlmkit.data.draws import Draws
 from vlmkit.data.feature_cache import FeatureCache
 from vlmkit.data.images import EvalTransform, TrainTransform, decode_image
-from vlmkit.data.sources.samples import BadSample, CaptionSample, Image
+from vlmkit.data.samples import BadSample, CaptionSample, Image
 
 PAD_LABEL = -1
 """Fills up rows of ``label_ids``; no token has this id."""

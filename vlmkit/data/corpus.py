@@ -14,11 +14,11 @@ from safetensors.numpy import load, save
 
 from vlmkit.contracts import Source
 from vlmkit.data.caption_text import repair
-from vlmkit.data.sources.samples import BadSample, CaptionSample
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 if TYPE_CHECKING:
-    from vlmkit.data.caption_tokenizers import CaptionTokenizer
+    from vlmkit.data.caption_tokenizers.base import CaptionTokenizer
 
 PassProgress = Callable[[int, int], None]
 """Hears (samples read, samples in all) during a pass over a source."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlmkit.contracts import Source
 from vlmkit.data.images import EvalTransform, PadTransform, decode_image
-from vlmkit.data.sources.samples import BadSample, CaptionSample, ConversationSample, Image, evenly_spaced
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Image, evenly_spaced
 from vlmkit.errors import UserError
 
 FEATURES, HEADER, OFFSETS = "features.bin", "header.json", "offsets.npy"

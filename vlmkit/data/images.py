@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from vlmkit.config import AugmentConfig
 from vlmkit.data.color import ColorJitter, to_gray
 from vlmkit.data.draws import Draws
-from vlmkit.data.sources.samples import BadSample, Image
+from vlmkit.data.samples import BadSample, Image
 from vlmkit.registry import CLIP_MEAN
 
 MAX_PIXELS = 64 * 2**20

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vlmkit.contracts import Batch
 from vlmkit.data.batch_slots import BatchSlots
 from vlmkit.data.order import SampleKey, SampleOrder, order_of
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 
 Load = Callable[[int, int], Any]

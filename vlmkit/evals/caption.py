@@ -20,7 +20,7 @@ from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.conversations.packing import PackingCollate
 from vlmkit.data.feature_cache import open_feature_cache
 from vlmkit.data.loader import Stream
-from vlmkit.data.sources.samples import BadSample, CaptionSample, ConversationSample, Turn
+from vlmkit.data.samples import BadSample, CaptionSample, ConversationSample, Turn
 from vlmkit.evals.benchmarks import Benchmark, Question
 from vlmkit.evals.generation import GreedyAnswerer
 from vlmkit.evals.progress import shown

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations.conversations import ConversationEncoder, EncodedPrompt, stop_tokens
 from vlmkit.data.images import PadTransform
-from vlmkit.data.sources.samples import Turn
+from vlmkit.data.samples import Turn
 from vlmkit.models.prompt_prefix import PromptPrefix, shared_beginning
 from vlmkit.models.vlm import VLM
 

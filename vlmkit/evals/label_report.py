@@ -16,7 +16,7 @@ from vlmkit.config import LabelConfig
 from vlmkit.contracts import Source
 from vlmkit.data.caption_tokenizers import LabelTokenizer
 from vlmkit.data.corpus import captions_at
-from vlmkit.data.sources.samples import CaptionSample
+from vlmkit.data.samples import CaptionSample
 from vlmkit.errors import UserError
 from vlmkit.evals.label_picture import draw_labels
 from vlmkit.runs import write_atomically

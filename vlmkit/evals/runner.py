@@ -15,7 +15,7 @@ import torch
 
 import vlmkit
 from vlmkit.data.images import decode_image
-from vlmkit.data.sources.samples import BadSample, Image
+from vlmkit.data.samples import BadSample, Image
 from vlmkit.errors import UserError
 from vlmkit.evals.answer_log import Answer, AnswerLog, Window
 from vlmkit.evals.bad_samples import check_readable, check_shown

@@ -12,8 +12,8 @@ from transformers import TextStreamer
 
 from vlmkit.config import PretrainRecipe, VLMRecipe
 from vlmkit.data.images import decode_image
+from vlmkit.data.samples import BadSample, Turn
 from vlmkit.data.sources.image_folder import IMAGE_SUFFIXES
-from vlmkit.data.sources.samples import BadSample, Turn
 from vlmkit.errors import UserError
 from vlmkit.evals.generation import GreedyAnswerer, ImagePrompts
 from vlmkit.pipelines.vlm_models import encoder_of, load_vlm

@@ -6,7 +6,7 @@ import torch
 
 from vlmkit.config import PretrainRecipe
 from vlmkit.data.feature_cache import FeatureCache, cache_bytes, open_feature_cache
-from vlmkit.data.sources.opener import CaptionSource
+from vlmkit.data.samples import CaptionSource
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.pipelines.fit import PassProgress
 from vlmkit.pipelines.plans.plan import gigabytes

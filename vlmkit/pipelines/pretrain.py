@@ -16,7 +16,8 @@ from vlmkit.data.captions import CaptionCollate, CaptionLoader
 from vlmkit.data.corpus import CorpusCounts, count_corpus
 from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.loader import Stream, eval_batches
-from vlmkit.data.sources.opener import CaptionSource, open_captions
+from vlmkit.data.samples import CaptionSource
+from vlmkit.data.sources.opener import open_captions
 from vlmkit.evals.label_report import label_report
 from vlmkit.pipelines.fit import PassProgress, RunOutcome, fit_and_export, is_finished, prepare
 from vlmkit.pipelines.frozen_features import open_frozen_features

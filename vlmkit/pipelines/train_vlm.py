@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlmkit.config import DataConfig, VLMRecipe
 from vlmkit.contracts import Source
+from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources.opener import open_conversations
-from vlmkit.data.sources.samples import ConversationSample
 from vlmkit.pipelines.fit import RunOutcome, fit_and_export, is_finished, prepare
 from vlmkit.pipelines.vlm_feed import VLMFeed
 from vlmkit.pipelines.vlm_models import Stage, build_vlm, stage_settings

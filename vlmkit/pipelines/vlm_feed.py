@@ -15,7 +15,7 @@ from vlmkit.data.conversations.conversation_loader import ConversationLoader, To
 from vlmkit.data.conversations.packing import PackingCollate
 from vlmkit.data.feature_cache import FeatureCache, open_feature_cache
 from vlmkit.data.loader import Collate, Stream, eval_batches
-from vlmkit.data.sources.samples import ConversationSample
+from vlmkit.data.samples import ConversationSample
 from vlmkit.pipelines.vlm_models import encoder_of
 from vlmkit.tasks.vlm import VLMTask
 from vlmkit.training.distributed import DistributedContext

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations.chat_template import ChatTemplate
 from vlmkit.data.conversations.conversations import ConversationEncoder, stop_tokens
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.errors import UserError
 
 

@@ -12,7 +12,7 @@ from vlmkit.data.conversations.conversation_loader import ConversationLoader, To
 from vlmkit.data.conversations.conversations import ConversationEncoder
 from vlmkit.data.conversations.packing import PackingCollate
 from vlmkit.data.loader import Stream
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 
 TOKENIZER = AutoTokenizer.from_pretrained(DIRECTORY)

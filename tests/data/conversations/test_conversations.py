@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlmkit.contracts import IGNORE_INDEX
 from vlmkit.data.conversations.conversations import Branch, ConversationEncoder
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 

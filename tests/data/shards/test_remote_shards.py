@@ -19,10 +19,11 @@ import pytest
 from shard_files import shard_bytes, tar_bytes
 
 from vlmkit.contracts import Batch
+from vlmkit.data import remote
 from vlmkit.data.loader import Stream
 from vlmkit.data.order import order_of
-from vlmkit.data.shards import remote, remote_shards, shard_manifest
-from vlmkit.data.shards.remote import fetch, find_remote, read_remote, without_query
+from vlmkit.data.remote import fetch, find_remote, read_remote, without_query
+from vlmkit.data.shards import remote_shards, shard_manifest
 from vlmkit.data.shards.shard_manifest import MANIFEST, write_manifest
 from vlmkit.data.shards.shards import ShardCaptions
 from vlmkit.data.sources.opener import open_captions

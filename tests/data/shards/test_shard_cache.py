@@ -17,9 +17,9 @@ import pytest
 from shard_files import shard_bytes
 
 from vlmkit.data.disk_cache import locked
+from vlmkit.data.samples import BadSample
 from vlmkit.data.shards.shard_cache import ShardCache
 from vlmkit.data.shards.shard_table import tabulate_shard
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 SHARDS = [shard_bytes(shard, 2 + shard % 3) for shard in range(12)]

@@ -13,9 +13,9 @@ import pytest
 from shard_files import shard_bytes, tar_bytes
 
 from vlmkit.data.disk_cache import cache_folder
+from vlmkit.data.samples import BadSample
 from vlmkit.data.shards import shard_index
 from vlmkit.data.shards.shard_index import LocalShards
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 

@@ -10,8 +10,8 @@ import pytest
 from shard_files import tar_bytes
 
 from vlmkit.data.images import decode_image
+from vlmkit.data.samples import BadSample
 from vlmkit.data.sources.opener import open_captions
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from vlmkit.data.images import decode_image
+from vlmkit.data.samples import BadSample
 from vlmkit.data.sources.opener import open_captions
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from vlmkit.data.conversations.conversations import ConversationEncoder
+from vlmkit.data.samples import Turn
 from vlmkit.data.sources.opener import open_conversations
-from vlmkit.data.sources.samples import Turn
 from vlmkit.data.tokenizer import DIRECTORY
 from vlmkit.errors import UserError
 

@@ -13,9 +13,9 @@ import torch
 from vlmkit.contracts import Batch
 from vlmkit.data.loader import Stream
 from vlmkit.data.order import EpochOrder, order_of, stable_hash
+from vlmkit.data.samples import BadSample
 from vlmkit.data.sources.mixture import BLOCK, Mixture, apportion
 from vlmkit.data.sources.opener import open_captions, open_conversations
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 

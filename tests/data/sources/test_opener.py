@@ -15,9 +15,9 @@ from shard_files import tar_bytes
 
 from vlmkit import registry
 from vlmkit.data.miniworld import MiniWorld
+from vlmkit.data.samples import BadSample, Turn
 from vlmkit.data.sources import opener
 from vlmkit.data.sources.opener import open_captions, open_conversations, open_labelled
-from vlmkit.data.sources.samples import BadSample, Turn
 from vlmkit.errors import UserError
 
 

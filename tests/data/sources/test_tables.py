@@ -14,9 +14,9 @@ import pyarrow.parquet as pa_parquet
 import pytest
 
 from vlmkit.data.disk_cache import cache_folder
+from vlmkit.data.samples import BadSample
 from vlmkit.data.sources import tables
 from vlmkit.data.sources.opener import open_captions
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 

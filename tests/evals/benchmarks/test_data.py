@@ -11,7 +11,7 @@ import datasets
 import pytest
 from made_up_tables import TABLES, png, write_fixture, write_json, write_tsv
 
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks import open_benchmark
 from vlmkit.evals.benchmarks.lock import LOCK_FILE, Lock

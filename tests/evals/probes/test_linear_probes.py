@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_data import ColouredSquares, MeanColour, split_of
 
-from vlmkit.data.sources.samples import LabelledSample
+from vlmkit.data.samples import LabelledSample
 from vlmkit.errors import UserError
 from vlmkit.evals.probes import linear_mae
 from vlmkit.evals.probes.features import AttributeSplit, probe_splits

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from vlmkit.data.sources.samples import LabelledSample
+from vlmkit.data.samples import LabelledSample
 from vlmkit.evals.probes.features import AttributeSplit
 
 COLOURS = ["blue", "green", "red"]

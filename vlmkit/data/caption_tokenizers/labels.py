@@ -18,7 +18,7 @@ from vlmkit.data.caption_tokenizers.clip import ClipTokenizer
 from vlmkit.data.caption_tokenizers.file import FileTokenizer, read_tokenizer
 from vlmkit.data.caption_tokenizers.word import WordTokenizer
 from vlmkit.data.corpus import PassProgress, count_corpus
-from vlmkit.data.sources.samples import CaptionSample
+from vlmkit.data.samples import CaptionSample
 from vlmkit.data.stop_words import STOP_WORDS
 from vlmkit.errors import UserError
 

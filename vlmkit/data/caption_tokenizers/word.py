@@ -11,7 +11,7 @@ from vlmkit.contracts import Source
 from vlmkit.data.caption_text import repair
 from vlmkit.data.caption_tokenizers.base import CaptionTokenizer
 from vlmkit.data.corpus import PassProgress, batches_of_captions, kept_file
-from vlmkit.data.sources.samples import CaptionSample
+from vlmkit.data.samples import CaptionSample
 from vlmkit.errors import UserError
 
 UNKNOWN = "<unk>"

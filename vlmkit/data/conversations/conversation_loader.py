@@ -13,7 +13,7 @@ from vlmkit.data.conversations.packing import ConversationItem
 from vlmkit.data.feature_cache import FeatureCache
 from vlmkit.data.images import PadTransform, decode_image
 from vlmkit.data.order import stable_hash
-from vlmkit.data.sources.samples import ConversationSample
+from vlmkit.data.samples import ConversationSample
 
 MEMORY_SAMPLES = 20_000
 """Encoded samples kept by a process, a few kilobytes each (an elastic model's once for each of its counts)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlmkit.contracts import IGNORE_INDEX, IMAGE_TOKEN
 from vlmkit.data.conversations.chat_template import ChatTemplate, Span
-from vlmkit.data.sources.samples import ConversationSample, Turn
+from vlmkit.data.samples import ConversationSample, Turn
 from vlmkit.errors import UserError
 
 ConditionOn = Literal["first", "each"]

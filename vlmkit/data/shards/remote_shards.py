@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmkit.data.disk_cache import cache_folder
 from vlmkit.data.order import SampleOrder, WindowOrder, shards_per_window
-from vlmkit.data.shards.remote import PATIENCE, fetch, is_remote, remote_size, without_query
+from vlmkit.data.remote import PATIENCE, fetch, is_remote, remote_size, without_query
 from vlmkit.data.shards.shard_cache import FETCHES_AT_ONCE, ShardCache
 from vlmkit.data.shards.shard_index import Progress
 from vlmkit.data.shards.shard_manifest import (

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from vlmkit.data.disk_cache import locked
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 from vlmkit.errors import UserError
 
 FETCHES_AT_ONCE = 4

@@ -13,8 +13,8 @@ import numpy as np
 
 from vlmkit.data.disk_cache import cache_folder, read_or_build
 from vlmkit.data.order import SampleOrder, shuffled
+from vlmkit.data.samples import BadSample
 from vlmkit.data.shards.shard_table import ROW, combine_digests, digest_shard, is_pair, tabulate_shard
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 Progress = Callable[[int, int], None]

@@ -10,10 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmkit.data.shards.remote import is_remote, read_remote
+from vlmkit.data.patterns import find_paths
+from vlmkit.data.remote import is_remote, read_remote
 from vlmkit.data.shards.shard_index import LocalShards, Progress
 from vlmkit.data.shards.shard_table import digest_shard, is_pair
-from vlmkit.data.sources.patterns import find_paths
 from vlmkit.errors import UserError
 
 MANIFEST = "vlmkit-manifest.json"

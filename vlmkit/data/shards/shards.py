@@ -9,14 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from vlmkit.data.cells import check_captions
 from vlmkit.data.order import SampleOrder
-from vlmkit.data.shards.remote import is_remote
+from vlmkit.data.patterns import find_paths
+from vlmkit.data.remote import is_remote
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.data.shards.remote_shards import DEFAULT_CACHE_GB, RemoteShards
 from vlmkit.data.shards.shard_index import LocalShards, Progress
 from vlmkit.data.shards.shard_table import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from vlmkit.data.sources.cells import check_captions
-from vlmkit.data.sources.patterns import find_paths
-from vlmkit.data.sources.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 Place = tuple[int, int]

@@ -12,15 +12,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlmkit.data.cells import image_path, read_captions, read_image
 from vlmkit.data.disk_cache import cache_folder, read_or_build
-from vlmkit.data.sources.cells import image_path, read_captions, read_image
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.data.sources.image_folder import ImageFolder
-from vlmkit.data.sources.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 COLUMNS = ("image", "caption")
 Convert = Callable[[], pa.RecordBatchReader]
-"""Reads the rows of a table as batches of the two columns COLUMNS (see vlmkit.data.sources.cells)."""
+"""Reads the rows of a table as batches of the two columns COLUMNS (see vlmkit.data.cells)."""
 
 _VERSION = 2
 _ROWS, _HEADER = "rows.arrow", "header.json"

@@ -7,9 +7,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vlmkit.data.sources.cells import CAPTION_NAMES, IMAGE_NAMES, find_column, read_captions, read_image
+from vlmkit.data.cells import CAPTION_NAMES, IMAGE_NAMES, find_column, read_captions, read_image
+from vlmkit.data.samples import BadSample, CaptionSample
 from vlmkit.data.sources.image_folder import ImageFolder
-from vlmkit.data.sources.samples import BadSample, CaptionSample
 from vlmkit.errors import UserError
 
 _SPLIT = "train"

@@ -9,7 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vlmkit.data.sources.cells import IMAGE_NAMES, find_column, read_image
+from vlmkit.data.cells import IMAGE_NAMES, find_column, read_image
+from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.data.sources.hub import load_rows, undecoded
 from vlmkit.data.sources.image_folder import ImageFolder
 from vlmkit.data.sources.messages import (
@@ -19,7 +20,6 @@ from vlmkit.data.sources.messages import (
     read_answer,
     read_messages,
 )
-from vlmkit.data.sources.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 
 _PROBED_ROWS = 64

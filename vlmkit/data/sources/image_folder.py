@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from vlmkit.data.sources.samples import BadSample, LabelledSample
+from vlmkit.data.samples import BadSample, LabelledSample
 from vlmkit.errors import UserError
 
 ATTRIBUTE = "class"

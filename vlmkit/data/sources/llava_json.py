@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vlmkit.data.samples import BadSample, ConversationSample, Turn
 from vlmkit.data.sources.messages import check_places, read_messages
-from vlmkit.data.sources.samples import BadSample, ConversationSample, Turn
 from vlmkit.errors import UserError
 
 _LINES = (".jsonl", ".ndjson")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmkit.contracts import IMAGE_TOKEN
-from vlmkit.data.sources.samples import Turn
+from vlmkit.data.samples import Turn
 from vlmkit.errors import UserError
 
 CONVERSATION_NAMES = ("conversations", "conversation", "messages", "texts")

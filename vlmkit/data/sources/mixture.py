@@ -6,17 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from vlmkit.contracts import Source
 from vlmkit.data.order import SampleKey, SampleOrder, order_of, stable_hash
-from vlmkit.data.sources.samples import CaptionSample
+from vlmkit.data.samples import CaptionSample, CaptionSource
 from vlmkit.errors import UserError
-
-if TYPE_CHECKING:
-    from vlmkit.data.sources.opener import CaptionSource
 
 SampleT = TypeVar("SampleT")
 

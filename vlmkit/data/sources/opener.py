@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from vlmkit.contracts import Source
 from vlmkit.data.miniworld import MiniWorld
+from vlmkit.data.samples import CaptionSample, CaptionSource, ConversationSample, LabelledSample, Turn
 from vlmkit.data.shards.shard_index import Progress
 from vlmkit.data.shards.shards import ShardCaptions
 from vlmkit.data.sources.hub import HubCaptions
@@ -31,7 +32,6 @@ from vlmkit.data.sources.hub_conversations import HubConversations
 from vlmkit.data.sources.image_folder import LabelledFolder
 from vlmkit.data.sources.llava_json import LlavaConversations
 from vlmkit.data.sources.mixture import CaptionMixture, Mixture
-from vlmkit.data.sources.samples import CaptionSample, ConversationSample, LabelledSample, Turn
 from vlmkit.data.sources.tables import csv_captions, jsonl_captions, parquet_captions
 from vlmkit.errors import UserError
 
@@ -40,14 +40,6 @@ class LabelledSource(Source[LabelledSample], Protocol):
     """A source of labelled samples; ``classes`` names the classes of each attribute in the order of their indices."""
 
     classes: dict[str, list[str]]
-
-
-class CaptionSource(Source[CaptionSample], Protocol):
-    """A source of captions that can be read without their images, at a fraction of the cost."""
-
-    def captions_only(self, index: int) -> tuple[str, ...]:
-        """``source[index].captions``; raises BadSample where these cannot be used."""
-        ...
 
 
 def open_captions(spec: str | Mapping[str, float], progress: Progress | None = None) -> CaptionSource:

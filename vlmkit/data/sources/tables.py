@@ -14,10 +14,10 @@ import pyarrow.compute as pa_compute
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
+from vlmkit.data.cells import CAPTION_NAMES, IMAGE_NAMES, find_column, is_list_of_texts
+from vlmkit.data.patterns import find_paths
 from vlmkit.data.sources.arrow_rows import COLUMNS, ArrowCaptions
-from vlmkit.data.sources.cells import CAPTION_NAMES, IMAGE_NAMES, find_column, is_list_of_texts
 from vlmkit.data.sources.image_folder import ImageFolder
-from vlmkit.data.sources.patterns import find_paths
 from vlmkit.errors import UserError
 
 Progress = Callable[[int, int], None]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from vlmkit.contracts import Source
-from vlmkit.data.sources.samples import ConversationSample
+from vlmkit.data.samples import ConversationSample
 from vlmkit.evals.scoring.case import Case, Scoring, ScoringRule
 
 

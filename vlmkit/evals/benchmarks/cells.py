@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 
 
 def text(row: Mapping[str, Any], column: str) -> str:

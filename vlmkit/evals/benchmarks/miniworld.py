@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlmkit.data.samples import ConversationSample
 from vlmkit.data.sources.opener import open_conversations
-from vlmkit.data.sources.samples import ConversationSample
 from vlmkit.evals.benchmarks.benchmark import Benchmark, Question
 from vlmkit.evals.scoring import exact_match
 

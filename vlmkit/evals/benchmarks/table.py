@@ -13,10 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmkit.data.sources.cells import read_image
+from vlmkit.data.cells import read_image
+from vlmkit.data.samples import BadSample, ConversationSample
 from vlmkit.data.sources.hub import undecoded
 from vlmkit.data.sources.image_folder import ImageFolder
-from vlmkit.data.sources.samples import BadSample, ConversationSample
 from vlmkit.data.sources.table_files import read_rows
 from vlmkit.errors import UserError
 from vlmkit.evals.benchmarks.benchmark import Benchmark, Question

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmkit.data.sources.samples import BadSample
+from vlmkit.data.samples import BadSample
 from vlmkit.evals.benchmarks.benchmark import Question
 from vlmkit.evals.benchmarks.cells import optional_text, text
 from vlmkit.evals.benchmarks.prompts import short_answer

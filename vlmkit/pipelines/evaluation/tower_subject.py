@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from vlmkit.config import PretrainRecipe
 from vlmkit.contracts import Source
+from vlmkit.data.samples import CaptionSample, LabelledSample
 from vlmkit.data.sources.opener import LabelledSource, open_captions, open_labelled
-from vlmkit.data.sources.samples import CaptionSample, LabelledSample
 from vlmkit.evals.probes.features import AttributeSplit, probe_splits
 from vlmkit.evals.probes.result import CEILING, CEILING_NOTE, PairedResult, ProbeResult
 from vlmkit.evals.progress import shown

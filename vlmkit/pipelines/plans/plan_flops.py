@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlmkit.contracts import Source
-from vlmkit.data.sources.samples import ConversationSample, evenly_spaced
+from vlmkit.data.samples import ConversationSample, evenly_spaced
 from vlmkit.models.vlm import VLM
 from vlmkit.scaling.flops import Transformer
 

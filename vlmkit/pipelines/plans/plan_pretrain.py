@@ -8,7 +8,8 @@ import torch
 
 from vlmkit.config import LabelConfig, PretrainRecipe
 from vlmkit.data.caption_tokenizers import ClipTokenizer, FileTokenizer
-from vlmkit.data.sources.opener import CaptionSource, open_captions
+from vlmkit.data.samples import CaptionSource
+from vlmkit.data.sources.opener import open_captions
 from vlmkit.models.vision_tower import VisionTower
 from vlmkit.pipelines.fit import PassProgress
 from vlmkit.pipelines.frozen_features import features_bytes, why_uncached

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmkit.data.shards.remote import find_remote, is_remote
+from vlmkit.data.remote import find_remote, is_remote
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

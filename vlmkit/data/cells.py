@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+from vlmkit.data.samples import BadSample
 from vlmkit.data.sources.image_folder import ImageFolder
-from vlmkit.data.sources.samples import BadSample
 from vlmkit.errors import UserError
 
 IMAGE_NAMES = ("image", "jpg", "png", "img", "image_path", "filepath", "file_path", "file_name", "filename", "path")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmkit.data.sources.samples import Turn
+from vlmkit.data.samples import Turn
 
 
 def test_references_default_to_the_answer() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -74,6 +74,14 @@ class LabelledSample:
 
     image: Image
     labels: Mapping[str, int]
+
+
+class CaptionSource(Source[CaptionSample], Protocol):
+    """A source of captions that can be read without their images, at a fraction of the cost."""
+
+    def captions_only(self, index: int) -> tuple[str, ...]:
+        """``source[index].captions``; raises BadSample where these cannot be used."""
+        ...
 
 
 def evenly_spaced(source: Source[SampleT], most: int) -> Iterator[SampleT]:

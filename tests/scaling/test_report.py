@@ -267,6 +267,32 @@ def test_the_page_computes_what_the_package_computes(page):
     assert answered > 60
 
 
+LAWS_AT = """([form, law, points, asks]) => [
+  points.map(([N, V]) => LAWS[form](law, N, V)),
+  asks.map(([textTokens, flops]) => optimalTokens({ form, law }, textTokens, flops)),
+]"""
+
+
+@pytest.mark.parametrize("form", ["product", "additive", "log-linear"])
+def test_every_law_of_the_page_is_that_of_the_package(form, page):
+    law = fitted("reasoning", form, 1).fit.law
+    points = [(N, V) for N in (0.3, 4.0, 70.0) for V in (1, 37, 576)]
+    asks = [(text, flops) for text in (0, 10, 50, 400) for flops in (1e11, 1e12, 2e13)]
+    errors, optima = page.evaluate(LAWS_AT, [form, law.parameters, points, asks])
+    assert errors == pytest.approx([float(law.predict(N, V)) for N, V in points], rel=1e-12)
+    ends = TOKENS[0], TOKENS[-1]
+    assert optima == pytest.approx([float(law.optimal_visual_tokens(text, ends, flops)) for text, flops in asks])
+    assert form != "additive" or len({*optima}) > 3
+
+
+def test_the_additive_optimum_needs_a_budget_of_the_prefill(page):
+    cells = page.locator("#families tr", has_text="ocr").locator("td")
+    assert float(cells.last.inner_text()) > 1
+    page.locator("#cost [value=full]").click()
+    settle(page)
+    assert cells.last.inner_text() == "depends on the budget of 2N(Q + V)"
+
+
 @pytest.mark.usefixtures("laws_fitted_once")
 def test_the_command_on_the_page_of_the_command_line_gives_its_answer(browser, tmp_path):
     path = tmp_path / "report.html"

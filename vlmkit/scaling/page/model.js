@@ -131,13 +131,30 @@ function addUncertainty({ parts, within }) {
   if (within.length && within[0].draws) shareBest(within).forEach((share, index) => { within[index].share = share; });
 }
 
-// The closed form of laws whose alpha/beta is the same everywhere, V* = beta Q / (alpha - beta), within those on offer.
-function optimalTokens(family, textTokens) {
-  if (family.form === "additive") return undefined;
+// The best V if LLMs came in every size, within those on offer: V* = beta Q / (alpha - beta) at any budget where alpha/beta is
+// the same everywhere; of the additive law, the one at a budget of 2N(Q + V).
+function optimalTokens(family, textTokens, flops) {
   const { alpha, beta } = family.law;
   const [least, most] = [Math.min(...data.tokens), Math.max(...data.tokens)];
+  if (family.form === "additive") return flops && additiveOptimum(family.law, textTokens, flops, [least, most]);
   if (textTokens === 0) return least;
   return alpha > beta ? Math.min(Math.max((beta * textTokens) / (alpha - beta), least), most) : most;
+}
+
+// Where more tokens and a smaller LLM at the same cost stop to lower the error, by halving the range of ln V.
+function additiveOptimum(law, textTokens, flops, [least, most]) {
+  const gains = (V) => {
+    const N = flops / (2e9 * (textTokens + V));
+    return law.beta * law.B * V ** -law.beta * (textTokens + V) > law.alpha * law.A * N ** -law.alpha * V;
+  };
+  if (!gains(least)) return least;
+  if (gains(most)) return most;
+  let [low, high] = [Math.log(least), Math.log(most)];
+  for (let step = 0; step < 60; step++) {
+    const middle = (low + high) / 2;
+    if (gains(Math.exp(middle))) low = middle; else high = middle;
+  }
+  return Math.exp((low + high) / 2);
 }
 
 // Amounts as vlmkit.scaling.budgets writes and reads them.

@@ -114,11 +114,11 @@ function showFamilies() {
   const rows = data.families.map((family) => {
     const mix = Object.fromEntries(data.families.map(({ name }) => [name, name === family.name ? 1 : 0]));
     const [best] = answer({ ...settings, mix }).within;
-    const optimum = optimalTokens(family, prefilledText(settings.work));
+    const optimum = optimalTokens(family, prefilledText(settings.work), settings.cost === "llm" ? result.budget : undefined);
     return element("tr", {}, element("th", { scope: "row" }, family.name),
       cell(best ? element("data", { value: best.llm.name }, ...nameOf(best.llm)) : "nothing fits"),
       cell(best ? number(best.tokens, 0) : ""),
-      cell(best ? number(best.error, 4) : ""), cell(optimum === undefined ? "depends on N" : digits(optimum)));
+      cell(best ? number(best.error, 4) : ""), cell(optimum === undefined ? "depends on the budget of 2N(Q + V)" : digits(optimum)));
   });
   fillTable("families", ["Family", "LLM", "Visual tokens", "Predicted error", "V*"], rows);
   find("alone").hidden = data.families.length < 2;

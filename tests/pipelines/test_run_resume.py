@@ -57,7 +57,13 @@ def kill_at(step: int, command: list[str], run: Path) -> None:
     assert process.wait() == -9
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pretrain-superclass", marks=pytest.mark.slow), "train-vlm"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("pretrain-superclass", marks=pytest.mark.slow),
+        pytest.param("train-vlm", marks=pytest.mark.dist),
+    ],
+)
 def test_killed_and_resumed_equals_uninterrupted(kind: str, tmp_path: Path, tower_run: Path) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     step = KILLED_AFTER[kind] + random.Random(os.getpid()).randrange(5)

@@ -72,7 +72,7 @@ def _table(answer: Answer, frontier: Frontier, top: int) -> tuple[str, list[str]
 
 def _title(answer: Answer, frontier: Frontier) -> str:
     best = answer.best
-    choice = f"{best.llm.name} with {best.visual_tokens} visual token{'s' * (best.visual_tokens > 1)}"
+    choice = f"{best.llm.name} with {_counted(best.visual_tokens)}"
     within = " and ".join(str(budget) for budget in answer.pricing.budgets.values())
     if answer.target is not None:
         limit = f" within {within}" if within else ""
@@ -80,6 +80,10 @@ def _title(answer: Answer, frontier: Frontier) -> str:
     if frontier.question.compare:
         return f"{answer.name}, choices compared: {choice}"
     return f"{answer.name} within {within}: {choice}"
+
+
+def _counted(visual_tokens: float) -> str:
+    return f"{visual_tokens:.3g} visual token{'' if visual_tokens == 1 else 's'}"
 
 
 def _law(answer: Answer) -> list[str]:
@@ -96,7 +100,7 @@ def _optimum(optimum: Optimum, text_tokens: int) -> str:
     where = "at any budget" if optimum.flops is None else f"at {format_flops(optimum.flops)}"
     interval = f" ({_between(optimum.interval, '.3g')})" if optimum.interval else ""
     return (
-        f"If LLMs came in every size, {optimum.visual_tokens:.3g} visual tokens{interval} would be best {where} of "
+        f"If LLMs came in every size, {_counted(optimum.visual_tokens)}{interval} would be best {where} of "
         f"2N(Q + V) with Q = {text_tokens}."
     )
 

@@ -58,7 +58,7 @@ def test_what_has_no_price_is_left_out_unless_it_was_asked_for():
     timed = Pricing(cost="latency", table=table(("qwen1.5-0.5b", 1, 10.0), ("qwen1.5-0.5b", 16, 40.0)))
     candidates, notes = offer([SMALL, LARGE], [1, 16, 64], timed, asked_for=False)
     assert [(c.llm.name, c.visual_tokens) for c in candidates] == [("qwen1.5-0.5b", 1), ("qwen1.5-0.5b", 16)]
-    assert notes[0].startswith("4 of 6 candidates are left out") and "64 lie outside" in notes[0]
+    assert notes[0].startswith("4 of 6 candidates are left out") and "64 beside 50 lie outside" in notes[0]
     for llms in ([SMALL, LARGE], [LARGE]):
         with pytest.raises(UserError):
             offer(llms, [1, 64], timed, asked_for=len(llms) == 2)

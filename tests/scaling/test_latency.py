@@ -49,17 +49,43 @@ def test_what_was_not_measured_is_refused_with_the_way_to_measure_it():
         UserError, match=r"no times of qwen1.5-14b, only of qwen1.5-7b, qwen1.5-4b; .*bench qwen1.5-14b"
     ):
         cost.cost(load_published().find_llm("14b"), 16)
-    with pytest.raises(UserError, match=r"1 to 64 visual tokens, and 144 lie outside; .*--tokens 144"):
+    with pytest.raises(UserError, match=r"1 to 64 visual tokens .*, and 144 beside 50 lie outside; .*--tokens 144"):
         cost.cost(QWEN, 144)
     with pytest.raises(UserError, match="16 to 16 visual tokens"):
         cost.cost(load_published().find_llm("4b"), 17)
     assert cost.cost(SizedLLM("qwen1.5-4b", 4, 1), 16) == 60
 
 
-@pytest.mark.parametrize("work", [Workload(51, 16), Workload(50, 16, cached_text=True), Workload(50, 16, batch_size=2)])
+def test_with_other_text_the_prompt_of_as_many_tokens_counts():
+    longer, measured = LatencyCost(TABLE, Workload(60, 16)), LatencyCost(TABLE, Workload(50, 16))
+    for count in (1, 22, 54):
+        ours, theirs = longer.parts(QWEN, count), measured.parts(QWEN, count + 10)
+        assert (ours["prefill"], ours["decode"]) == (theirs["prefill"], theirs["decode"])
+        assert ours["tower"] == measured.parts(QWEN, count)["tower"]
+    assert TABLE.known_counts("7b", 50) == [1, 64] and TABLE.known_counts("7b", 60) == [1, 54]
+    assert TABLE.known_counts("7b", 40) == [11, 64] and TABLE.known_counts("7b", 200) == []
+    with pytest.raises(UserError, match=r"55 beside 60 lie outside; .*--tokens 55 --text-tokens 60"):
+        longer.cost(QWEN, 55)
+    with pytest.raises(UserError, match="1 beside 40 lie outside"):
+        LatencyCost(TABLE, Workload(40, 16)).cost(QWEN, 1)
+
+
+@pytest.mark.parametrize("work", [Workload(50, 16, cached_text=True), Workload(50, 16, batch_size=2)])
 def test_another_workload_than_the_measured_one_is_refused(work):
     with pytest.raises(UserError, match="measured with 50 text tokens, 16 new tokens, not with"):
         LatencyCost(TABLE, work)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_text_that_is_read_apart_keeps_its_length(cached):
+    """Cached text, and a question that the compressor is told."""
+    rows = (
+        tuple(replace(row, runs={**row.runs, "query pass": [5.0]}) for row in TABLE.rows) if not cached else TABLE.rows
+    )
+    table = replace(TABLE, workload=Workload(50, 16, cached_text=cached), rows=rows)
+    LatencyCost(table, Workload(50, 3, cached_text=cached))
+    with pytest.raises(UserError, match="not with 51 text tokens"):
+        LatencyCost(table, Workload(51, 16, cached_text=cached))
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):

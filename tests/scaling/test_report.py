@@ -285,6 +285,22 @@ def test_every_law_of_the_page_is_that_of_the_package(form, page):
     assert form != "additive" or len({*optima}) > 3
 
 
+@pytest.mark.parametrize("text_tokens", [20, 50, 80])
+def test_times_beside_text_of_any_length_are_those_of_the_package(text_tokens, browser, tmp_path):
+    cost = LatencyCost(TABLE, Workload(text_tokens))
+    path, llms = tmp_path / "report.html", LLMS[1:]
+    write_report(Report(families(), llms, TOKENS, [cost], cost.workload), path)
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    asked = [[llm.name, count] for llm in llms for count in (4, 10, 34, 50, 300, 546, 576)]
+    found = page.evaluate(
+        "(asked) => asked.map(([name, V]) => costOf('latency', { name }, V, settings.work) ?? Infinity)", asked
+    )
+    assert found == pytest.approx([known(cost, TABLES.find_llm(name), count) for name, count in asked], rel=1e-12)
+    assert (np.inf in found) is (text_tokens != 50)
+    page.close()
+
+
 def test_the_additive_optimum_needs_a_budget_of_the_prefill(page):
     cells = page.locator("#families tr", has_text="ocr").locator("td")
     assert float(cells.last.inner_text()) > 1

@@ -185,7 +185,7 @@ class LatencyCost(CostModel):
     """``latency``: milliseconds from the image to the last token of an answer, as ``vlmkit bench`` measured them.
 
     Between measured token counts of a measured LLM, times are interpolated linearly. Raises UserError on construction
-    if the table was measured for another workload; the number of new tokens is free, since a token's time is known.
+    if the table was measured for another workload (``LatencyTable.check_workload``).
     """
 
     table: LatencyTable
@@ -197,7 +197,7 @@ class LatencyCost(CostModel):
         self.table.check_workload(self.workload)
 
     def parts(self, llm: SizedLLM, visual_tokens: float) -> Mapping[str, float]:
-        times = self.table.milliseconds(llm.name, visual_tokens)
+        times = self.table.milliseconds(llm.name, visual_tokens, self.workload.text_tokens)
         return times | {"decode": (self.workload.new_tokens - 1) * times["decode"]}
 
     def describe(self) -> str:

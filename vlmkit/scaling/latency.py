@@ -20,6 +20,8 @@ SHIPPED = Path(__file__).parent / "latency_tables"
 """Tables that come with the package, by the name of their machine."""
 PARTS = ("tower", "compressor", "query pass", "prefill", "decode")
 """Parts of an answer. ``decode`` is the time of one generated token after the first."""
+_OF_THE_PROMPT = ("prefill", "decode")
+"""Parts whose time depends on the whole prompt, not on its visual tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +99,48 @@ class LatencyTable:
             )
         return rows
 
-    def milliseconds(self, llm: str, visual_tokens: float) -> dict[str, float]:
-        """Median milliseconds by part, linear between the two measured token counts around ``visual_tokens``.
+    def milliseconds(self, llm: str, visual_tokens: float, text_tokens: int | None = None) -> dict[str, float]:
+        """Median milliseconds by part, linear between the two measured prompts around this one.
 
-        Raises UserError for a language model or a number of visual tokens outside what was measured.
+        ``text_tokens`` None: those that were measured. With others the LLM's parts are those of the measured prompt
+        of as many tokens in all. Raises UserError for a language model, a number of visual tokens or a prompt outside
+        what was measured.
         """
         rows = self.of(llm)
         counts = [row.visual_tokens for row in rows]
-        if not counts[0] <= visual_tokens <= counts[-1]:
+        shift = self._shift(text_tokens)
+        if not counts[0] <= visual_tokens <= counts[-1] or not counts[0] <= visual_tokens + shift <= counts[-1]:
+            text, name = self.workload.text_tokens, rows[0].llm
             raise UserError(
-                f"{self.origin} has {rows[0].llm} with {counts[0]} to {counts[-1]} visual tokens, and "
-                f"{visual_tokens:g} lie outside; measure them on the same machine with `vlmkit bench {rows[0].llm} "
-                f"--tokens {visual_tokens:g}`."
+                f"{self.origin} has {name} with {counts[0]} to {counts[-1]} visual tokens beside {text} of text, and "
+                f"{visual_tokens:g} beside {text + shift} lie outside; measure them on the same machine with "
+                f"`vlmkit bench {name} --tokens {visual_tokens:g} --text-tokens {text + shift}`."
             )
-        return {part: float(np.interp(visual_tokens, counts, [row.median(part) for row in rows])) for part in PARTS}
+        at = {part: visual_tokens + shift * (part in _OF_THE_PROMPT) for part in PARTS}
+        return {part: float(np.interp(at[part], counts, [row.median(part) for row in rows])) for part in PARTS}
+
+    def known_counts(self, llm: str, text_tokens: int) -> list[int]:
+        """The numbers of visual tokens between which all times are straight lines, and outside which none are known."""
+        counts, shift = [row.visual_tokens for row in self.of(llm)], self._shift(text_tokens)
+        low, high = max(counts[0], counts[0] - shift), min(counts[-1], counts[-1] - shift)
+        return sorted({count for knot in counts for count in (knot, knot - shift) if low <= count <= high})
+
+    def _shift(self, text_tokens: int | None) -> int:
+        """By how many tokens prompts are longer than the measured ones with as many visual tokens."""
+        return 0 if text_tokens is None else text_tokens - self.workload.text_tokens
 
     def check_workload(self, workload: Workload) -> None:
-        """Raise UserError unless the table tells the times of this workload."""
-        # The time of one new token is known, and with it that of any number.
+        """Raise UserError unless the table tells the times of this workload.
+
+        The time of one new token is known, and with it that of any number. Text may be of another length where it is
+        read with the image and by the LLM alone: a prefill depends on how many tokens there are, not on which.
+        """
         wanted = replace(workload, new_tokens=self.workload.new_tokens)
+        if not self.workload.cached_text and not any("query pass" in row.runs for row in self.rows):
+            wanted = replace(wanted, text_tokens=self.workload.text_tokens)
         if wanted != self.workload:
             raise UserError(
-                f"{self.origin} was measured with {self.workload}, not with {wanted}; ask for what was measured, or "
+                f"{self.origin} was measured with {self.workload}, not with {workload}; ask for what was measured, or "
                 "measure again with `vlmkit bench`."
             )
 

@@ -224,8 +224,8 @@ def _coefficients(model: CostModel, llms: Sequence[SizedLLM], curve: Sequence[in
     if isinstance(model, MemoryCost):
         return {"llms": {llm.name: _memory(llm.name, model, curve) for llm in llms if registry.is_llm(llm.name)}}
     if isinstance(model, LatencyCost):
-        measured = set(model.table.llms)
-        return {"llms": {llm.name: _times(llm.name, model) for llm in llms if llm.name in measured}}
+        times = {llm.name: _times(llm.name, model) for llm in llms if llm.name in model.table.llms}
+        return {"llms": {name: found for name, found in times.items() if found["tokens"]}}
     if isinstance(model, LLMCost):
         return {"llms": {llm.name: {"billions": llm.billions} for llm in llms}}
     raise TypeError(f"the page has no script for the cost model {model.name}")
@@ -258,9 +258,10 @@ def _vision(name: str, vision: VisionSide, curve: Sequence[int]) -> list[list[fl
 
 
 def _times(name: str, model: LatencyCost) -> dict[str, Any]:
-    rows = model.table.of(name)
+    counts = model.table.known_counts(name, model.workload.text_tokens)
+    times = [model.table.milliseconds(name, count, model.workload.text_tokens) for count in counts]
     return {
-        "tokens": [row.visual_tokens for row in rows],
-        "first": [row.answer(new_tokens=1) for row in rows],
-        "next": [row.median("decode") for row in rows],
+        "tokens": counts,
+        "first": [sum(parts.values()) - parts["decode"] for parts in times],
+        "next": [parts["decode"] for parts in times],
     }

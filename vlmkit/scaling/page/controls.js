@@ -87,7 +87,7 @@ function fill(input, text) {
   if (document.activeElement !== input) input.value = text;
 }
 
-// Times were measured for one workload; only the number of generated tokens is free.
+// Times are for one workload; only the number of generated tokens is free.
 function usesTimes() {
   return settings.cost === "latency" || settings.limits.ms !== undefined;
 }
@@ -95,7 +95,7 @@ function showWorkloadLimits() {
   const fixed = usesTimes();
   for (const id of ["text-tokens", "text-tokens-slider", "cached-text", "batch-size"]) find(id).disabled = fixed;
   find("workload-hint").textContent = fixed
-    ? "The times were measured with this text and batch; generated tokens are free."
+    ? "The times are for this text and batch; generated tokens are free."
     : { llm: "Only text tokens change this cost.", full: "FLOPs of one answer, however many at once." }[settings.cost];
 }
 

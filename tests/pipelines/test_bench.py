@@ -153,6 +153,16 @@ def test_every_part_becomes_a_cuda_graph(compressor: str, cached: bool, tmp_path
     assert plain == replayed
 
 
+def test_too_little_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("vlmkit.pipelines.bench.interleaved_seconds", fail)
+    with pytest.raises(UserError, match=r"micro with 5 text tokens, .* needs more memory than the GPU has"):
+        bench(settings(tokens=[4]), tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_cuda_graphs_are_no_matter_of_cpus(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NVIDIA GPUs alone"):
         bench(settings(device="cpu", cuda_graphs=True), tmp_path / "t.json")

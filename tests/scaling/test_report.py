@@ -62,7 +62,7 @@ TABLE = LatencyTable("a machine", "2026-01-01", {}, "bf16", "cuda", 1, Workload(
 def costs(work, compressor="quecc"):
     vision = VisionSide.of(compressor=compressor)
     models = [LLMCost(work), FullCost(work, vision), MemoryCost(work, vision)]
-    fits_table = replace(work, new_tokens=1) == TABLE.workload
+    fits_table = replace(work, new_tokens=1, text_tokens=50) == TABLE.workload
     return {model.name: model for model in (*models, *([LatencyCost(TABLE, work)] if fits_table else []))}
 
 
@@ -286,18 +286,40 @@ def test_every_law_of_the_page_is_that_of_the_package(form, page):
 
 
 @pytest.mark.parametrize("text_tokens", [20, 50, 80])
-def test_times_beside_text_of_any_length_are_those_of_the_package(text_tokens, browser, tmp_path):
+def test_times_beside_text_of_any_length_are_those_of_the_package(text_tokens, page):
+    page.fill("#text-tokens", str(text_tokens))
+    page.locator("#cost [value=latency]").click()
+    settle(page)
     cost = LatencyCost(TABLE, Workload(text_tokens))
-    path, llms = tmp_path / "report.html", LLMS[1:]
-    write_report(Report(families(), llms, TOKENS, [cost], cost.workload), path)
-    page = browser.new_page()
-    page.goto(path.as_uri())
-    asked = [[llm.name, count] for llm in llms for count in (4, 10, 34, 50, 300, 546, 576)]
+    asked = [[llm.name, count] for llm in LLMS[1:] for count in (4, 10, 34, 50, 300, 546, 576)]
     found = page.evaluate(
         "(asked) => asked.map(([name, V]) => costOf('latency', { name }, V, settings.work) ?? Infinity)", asked
     )
     assert found == pytest.approx([known(cost, TABLES.find_llm(name), count) for name, count in asked], rel=1e-12)
     assert (np.inf in found) is (text_tokens != 50)
+    page.fill("#budget", "80ms")
+    assert answer(page) == pytest.approx(expected(cost, 80, (50, 50))[:3])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_was_measured_with_the_times_goes_back_to_it(cached, browser, tmp_path):
+    table = replace(TABLE, workload=Workload(cached_text=cached))
+    models = [LLMCost(table.workload), LatencyCost(table, table.workload)]
+    path = tmp_path / "report.html"
+    write_report(Report(families(), LLMS, TOKENS, models, table.workload), path)
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.fill("#text-tokens", "80")
+    page.fill("#batch-size", "4")
+    page.set_checked("#cached-text", not cached)
+    page.locator("#cost [value=latency]").click()
+    settle(page)
+    assert page.evaluate("[settings.work.textTokens, settings.work.cachedText, settings.work.batchSize]") == [
+        50 if cached else 80,
+        cached,
+        1,
+    ]
+    assert [page.is_disabled(f"#{box}") for box in ("text-tokens", "cached-text", "batch-size")] == [cached, True, True]
     page.close()
 
 
@@ -364,7 +386,7 @@ def test_what_cannot_be_is_said(page):
     page.fill("#budget", "5e12")
     page.get_by_label("Time", exact=True).check()
     settle(page)
-    assert page.is_disabled("#text-tokens")
+    assert page.is_disabled("#batch-size")
 
 
 @pytest.mark.slow

@@ -110,7 +110,11 @@ def bench(settings: BenchSettings, out: Path, progress: Progress | None = None) 
     tower_at = cache(lambda image_size: find_tower(settings.tower, image_size, settings.seed))
     rows: list[Timing] = []
     for model in settings.models:
-        rows += _time(model, tower_at, settings, dtype, device, progress or Silent())
+        try:
+            rows += _time(model, tower_at, settings, dtype, device, progress or Silent())
+        except torch.OutOfMemoryError as error:
+            what = f"{table_name(model)} with {settings.workload}"
+            raise UserError(f"{what} needs more memory than the GPU has; time fewer answers at once.") from error
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
@@ -252,6 +256,8 @@ def _captured(name: str, timed: Mapping[_Key, Callable[[], object]]) -> dict[_Ke
             key: Replay(run, run.prepare if isinstance(run, _Continued) else lambda: None, pool)
             for key, run in timed.items()
         }
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise UserError(
             f"{name} cannot be captured as CUDA graphs ({str(error).splitlines()[0]}); time it with --no-cuda-graphs."

@@ -99,44 +99,42 @@ class LatencyTable:
             )
         return rows
 
-    def milliseconds(self, llm: str, visual_tokens: float, text_tokens: int | None = None) -> dict[str, float]:
+    def milliseconds(self, llm: str, visual_tokens: float, text_tokens: int) -> dict[str, float]:
         """Median milliseconds by part, linear between the two measured prompts around this one.
 
-        ``text_tokens`` None: those that were measured. With others the LLM's parts are those of the measured prompt
-        of as many tokens in all. Raises UserError for a language model, a number of visual tokens or a prompt outside
+        Beside other text than was measured, the LLM's parts are those of the measured prompt of as many tokens in all.
+        Raises UserError for a language model, a number of visual tokens or a prompt outside
         what was measured.
         """
         rows = self.of(llm)
         counts = [row.visual_tokens for row in rows]
-        shift = self._shift(text_tokens)
+        shift = text_tokens - self.workload.text_tokens
         if not counts[0] <= visual_tokens <= counts[-1] or not counts[0] <= visual_tokens + shift <= counts[-1]:
             text, name = self.workload.text_tokens, rows[0].llm
             raise UserError(
                 f"{self.origin} has {name} with {counts[0]} to {counts[-1]} visual tokens beside {text} of text, and "
-                f"{visual_tokens:g} beside {text + shift} lie outside; measure them on the same machine with "
-                f"`vlmkit bench {name} --tokens {visual_tokens:g} --text-tokens {text + shift}`."
+                f"{visual_tokens:g} beside {text_tokens} lie outside; measure them on the same machine with "
+                f"`vlmkit bench {name} --tokens {visual_tokens:g} --text-tokens {text_tokens}`."
             )
         at = {part: visual_tokens + shift * (part in _OF_THE_PROMPT) for part in PARTS}
         return {part: float(np.interp(at[part], counts, [row.median(part) for row in rows])) for part in PARTS}
 
-    def known_counts(self, llm: str, text_tokens: int) -> list[int]:
-        """The numbers of visual tokens between which all times are straight lines, and outside which none are known."""
-        counts, shift = [row.visual_tokens for row in self.of(llm)], self._shift(text_tokens)
-        low, high = max(counts[0], counts[0] - shift), min(counts[-1], counts[-1] - shift)
-        return sorted({count for knot in counts for count in (knot, knot - shift) if low <= count <= high})
+    @property
+    def fixes_text(self) -> bool:
+        """Whether times hold for the measured text alone, because it is cached or the compressor reads it.
 
-    def _shift(self, text_tokens: int | None) -> int:
-        """By how many tokens prompts are longer than the measured ones with as many visual tokens."""
-        return 0 if text_tokens is None else text_tokens - self.workload.text_tokens
+        A prefill depends on how many tokens there are, not on which, so other text is otherwise a prompt of another
+        length.
+        """
+        return self.workload.cached_text or any("query pass" in row.runs for row in self.rows)
 
     def check_workload(self, workload: Workload) -> None:
         """Raise UserError unless the table tells the times of this workload.
 
-        The time of one new token is known, and with it that of any number. Text may be of another length where it is
-        read with the image and by the LLM alone: a prefill depends on how many tokens there are, not on which.
+        The time of one new token is known, and with it that of any number.
         """
         wanted = replace(workload, new_tokens=self.workload.new_tokens)
-        if not self.workload.cached_text and not any("query pass" in row.runs for row in self.rows):
+        if not self.fixes_text:
             wanted = replace(wanted, text_tokens=self.workload.text_tokens)
         if wanted != self.workload:
             raise UserError(

@@ -20,6 +20,7 @@ from vlmkit.scaling.cost import DTYPE_BYTES, CostModel, FullCost, LatencyCost, L
 from vlmkit.scaling.family_law import LEVEL, FamilyLaw
 from vlmkit.scaling.fit import Fit
 from vlmkit.scaling.frontier import Frontier
+from vlmkit.scaling.latency import Timing
 from vlmkit.scaling.laws import ScalingLaw
 from vlmkit.scaling.measurements import Measurement, Measurements, SizedLLM
 from vlmkit.scaling.workload import Workload
@@ -224,8 +225,13 @@ def _coefficients(model: CostModel, llms: Sequence[SizedLLM], curve: Sequence[in
     if isinstance(model, MemoryCost):
         return {"llms": {llm.name: _memory(llm.name, model, curve) for llm in llms if registry.is_llm(llm.name)}}
     if isinstance(model, LatencyCost):
-        times = {llm.name: _times(llm.name, model) for llm in llms if llm.name in model.table.llms}
-        return {"llms": {name: found for name, found in times.items() if found["tokens"]}}
+        work, measured = model.table.workload, set(model.table.llms)
+        fixed = {"cachedText": work.cached_text, "batchSize": work.batch_size}
+        return {
+            "textTokens": work.text_tokens,
+            "fixed": fixed | ({"textTokens": work.text_tokens} if model.table.fixes_text else {}),
+            "llms": {llm.name: _times(model.table.of(llm.name)) for llm in llms if llm.name in measured},
+        }
     if isinstance(model, LLMCost):
         return {"llms": {llm.name: {"billions": llm.billions} for llm in llms}}
     raise TypeError(f"the page has no script for the cost model {model.name}")
@@ -257,11 +263,11 @@ def _vision(name: str, vision: VisionSide, curve: Sequence[int]) -> list[list[fl
     return [list(vision.parts(registry.llm(name), count).values()) for count in known]
 
 
-def _times(name: str, model: LatencyCost) -> dict[str, Any]:
-    counts = model.table.known_counts(name, model.workload.text_tokens)
-    times = [model.table.milliseconds(name, count, model.workload.text_tokens) for count in counts]
+def _times(rows: Sequence[Timing]) -> dict[str, Any]:
+    """Milliseconds at each measured token count: until the LLM begins, its prefill, and each token after the first."""
     return {
-        "tokens": counts,
-        "first": [sum(parts.values()) - parts["decode"] for parts in times],
-        "next": [parts["decode"] for parts in times],
+        "tokens": [row.visual_tokens for row in rows],
+        "seen": [row.answer(new_tokens=1) - row.median("prefill") for row in rows],
+        "prefill": [row.median("prefill") for row in rows],
+        "next": [row.median("decode") for row in rows],
     }

@@ -87,15 +87,19 @@ function fill(input, text) {
   if (document.activeElement !== input) input.value = text;
 }
 
-// Times are for one workload; only the number of generated tokens is free.
-function usesTimes() {
-  return settings.cost === "latency" || settings.limits.ms !== undefined;
+// What of the workload was measured with the times, where these are used: nothing else is known of them.
+function timedWorkload() {
+  const used = settings.cost === "latency" || settings.limits.ms !== undefined;
+  return used ? data.costs.find((model) => model.name === "latency")?.fixed ?? {} : {};
 }
+const WORKLOAD_BOXES = {
+  textTokens: ["text-tokens", "text-tokens-slider"], cachedText: ["cached-text"], batchSize: ["batch-size"],
+};
 function showWorkloadLimits() {
-  const fixed = usesTimes();
-  for (const id of ["text-tokens", "text-tokens-slider", "cached-text", "batch-size"]) find(id).disabled = fixed;
-  find("workload-hint").textContent = fixed
-    ? "The times are for this text and batch; generated tokens are free."
+  const fixed = timedWorkload();
+  for (const [key, ids] of Object.entries(WORKLOAD_BOXES)) for (const id of ids) find(id).disabled = key in fixed;
+  find("workload-hint").textContent = "batchSize" in fixed
+    ? `The times were measured with this ${"textTokens" in fixed ? "text and batch" : "batch"}; generated tokens are free.`
     : { llm: "Only text tokens change this cost.", full: "FLOPs of one answer, however many at once." }[settings.cost];
 }
 

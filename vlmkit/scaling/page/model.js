@@ -27,16 +27,24 @@ const COSTS = {
     const tokens = work.textTokens + V + work.newTokens - 1;
     return vision + llm.weights + llm.perToken * tokens * work.batchSize;
   },
-  latency: (llm, V, work) => {
-    const last = llm.tokens.length - 1;
-    if (V < llm.tokens[0] || V > llm.tokens[last]) return undefined;
-    const right = Math.max(llm.tokens.findIndex((tokens) => tokens >= V), Math.min(1, last));
-    const left = Math.max(right - 1, 0);
-    const part = right === left ? 0 : (V - llm.tokens[left]) / (llm.tokens[right] - llm.tokens[left]);
-    const at = (times) => times[left] + part * (times[right] - times[left]);
-    return at(llm.first) + (work.newTokens - 1) * at(llm.next);
+  latency: (llm, V, work, model) => {
+    // Beside other text than was measured, the LLM's parts are those of the measured prompt of as many tokens in all.
+    const prompt = V + work.textTokens - model.textTokens;
+    const [seen, prefill] = [between(llm.tokens, llm.seen, V), between(llm.tokens, llm.prefill, prompt)];
+    if (seen === undefined || prefill === undefined) return undefined;
+    return seen + prefill + (work.newTokens - 1) * between(llm.tokens, llm.next, prompt);
   },
 };
+
+// On the straight line between the two counts around this one; undefined outside of all.
+function between(counts, values, count) {
+  const last = counts.length - 1;
+  if (count < counts[0] || count > counts[last]) return undefined;
+  const right = Math.max(counts.findIndex((one) => one >= count), Math.min(1, last));
+  const left = Math.max(right - 1, 0);
+  const part = right === left ? 0 : (count - counts[left]) / (counts[right] - counts[left]);
+  return values[left] + part * (values[right] - values[left]);
+}
 
 const prefilledText = (work) => (work.cachedText ? 0 : work.textTokens);
 const visionPart = (llm, V) => llm.vision[data.curve.indexOf(V)];

@@ -27,6 +27,7 @@ function renderSoon() {
 }
 
 function render() {
+  Object.assign(settings.work, timedWorkload());
   const unit = costNamed(settings.cost).unit;
   const range = costRange();
   if (settings.budgets[unit] === undefined && range) settings.budgets[unit] = budgetAt(range, FIRST_BUDGET);
